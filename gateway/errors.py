@@ -1,0 +1,69 @@
+"""What can go wrong, as exceptions that know their HTTP status and their place in OpenAI's error shape.
+
+GatewayError
+├── BadRequest            400  the body, a field, the prompt's length
+├── ModelNotFound         404
+├── BodyTooLarge          413
+├── Overloaded            503  a queue is full
+├── Unavailable           503  no engine is ready, or this process is ending
+├── EngineFailed          502  an engine broke the request and another one may not
+└── ClientLeft            499  nobody is there to read the answer
+"""
+
+from typing import Any, ClassVar
+
+
+class GatewayError(Exception):
+    """`message` is for the client's eyes; `param` is the JSON path of the field at fault; `code` is machine-readable."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class BadRequest(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ModelNotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "model_not_found"
+
+
+class BodyTooLarge(GatewayError):
+    status = 413
+    type = "invalid_request_error"
+    default_code = "body_too_large"
+
+
+class Overloaded(GatewayError):
+    status = 503
+    type = "overloaded_error"
+    default_code = "overloaded"
+
+
+class Unavailable(GatewayError):
+    status = 503
+    default_code = "unavailable"
+
+
+class EngineFailed(GatewayError):
+    status = 502
+    default_code = "engine_failed"
+
+
+class ClientLeft(GatewayError):
+    status = 499
+    default_code = "client_left"

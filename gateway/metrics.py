@@ -1,0 +1,157 @@
+"""Counters and histograms that cost their writer nothing to share, and their Prometheus text.
+
+Threads: every thread that counts owns one `Cells` and is the only one to write it; `Registry.exposition` reads all of
+them from whichever loop serves /metrics and adds them up. A read may miss the increment of this very moment, no more.
+`Registry.cells` guards the list of cells with a lock, once per thread.
+"""
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`buckets` (upper bounds, seconds) makes it a histogram; `kind` is Prometheus's."""
+
+    name: str
+    kind: str
+    help: str
+    labels: Labels = ()
+    buckets: tuple[float, ...] = ()
+
+
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Cells:
+    """One thread's counters. Only that thread calls `add` and `observe`."""
+
+    __slots__ = ("counts", "histograms")
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[Metric, Labels], float] = {}
+        self.histograms: dict[tuple[Metric, Labels], list[float]] = {}
+
+    def add(self, metric: Metric, labels: Labels = (), amount: float = 1.0) -> None:
+        key = (metric, labels)
+        self.counts[key] = self.counts.get(key, 0.0) + amount
+
+    def observe(self, metric: Metric, labels: Labels, seconds: float) -> None:
+        """Histogram cells: one count per bucket, one for +Inf, then the sum."""
+        key = (metric, labels)
+        histogram = self.histograms.get(key)
+        if histogram is None:
+            histogram = self.histograms[key] = [0.0] * (len(metric.buckets) + 2)
+        histogram[bisect_left(metric.buckets, seconds)] += 1
+        histogram[-1] += seconds
+
+
+Gauge = tuple[Metric, Callable[[], Iterable[tuple[Labels, float]]]]
+"""A metric read at the moment of the scrape: the callable gives (label values, value) pairs."""
+
+
+class Registry:
+    """All cells of the process, and the gauges that are read rather than counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cells: list[Cells] = []
+        self._gauges: list[Gauge] = []
+
+    def cells(self) -> Cells:
+        """New cells for the calling thread to own; they live as long as the process, so that no count is lost."""
+        cells = Cells()
+        with self._lock:
+            self._cells.append(cells)
+        return cells
+
+    def gauge(self, metric: Metric, read: Callable[[], Iterable[tuple[Labels, float]]]) -> None:
+        with self._lock:
+            self._gauges.append((metric, read))
+
+    def exposition(self) -> str:
+        """Prometheus text format, version 0.0.4."""
+        with self._lock:
+            all_cells, gauges = list(self._cells), list(self._gauges)
+        lines: dict[Metric, list[str]] = {}
+        for (metric, labels), value in sorted(_sum_counts(all_cells).items(), key=_by_name):
+            lines.setdefault(metric, []).append(f"{metric.name}{_braces(metric.labels, labels)} {value:g}")
+        for metric, read in gauges:
+            lines.setdefault(metric, []).extend(
+                f"{metric.name}{_braces(metric.labels, labels)} {value:g}" for labels, value in read()
+            )
+        for (metric, labels), histogram in sorted(_sum_histograms(all_cells).items(), key=_by_name):
+            lines.setdefault(metric, []).extend(_histogram_lines(metric, labels, histogram))
+        return "".join(
+            f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n" + "\n".join(series) + "\n"
+            for metric, series in lines.items()
+            if series
+        )
+
+
+def _by_name(item: tuple[tuple[Metric, Labels], object]) -> tuple[str, Labels]:
+    (metric, labels), _ = item
+    return metric.name, labels
+
+
+def _sum_counts(all_cells: list[Cells]) -> dict[tuple[Metric, Labels], float]:
+    total: dict[tuple[Metric, Labels], float] = {}
+    for cells in all_cells:
+        for key, value in cells.counts.copy().items():
+            total[key] = total.get(key, 0.0) + value
+    return total
+
+
+def _sum_histograms(all_cells: list[Cells]) -> dict[tuple[Metric, Labels], list[float]]:
+    total: dict[tuple[Metric, Labels], list[float]] = {}
+    for cells in all_cells:
+        for key, histogram in cells.histograms.copy().items():
+            total[key] = [a + b for a, b in zip(total.get(key, [0.0] * len(histogram)), histogram, strict=True)]
+    return total
+
+
+def _histogram_lines(metric: Metric, labels: Labels, histogram: list[float]) -> list[str]:
+    lines, running = [], 0.0
+    for bound, count in zip([*map(str, metric.buckets), "+Inf"], histogram[:-1], strict=True):
+        running += count
+        braces = _braces((*metric.labels, "le"), (*labels, bound))
+        lines.append(f"{metric.name}_bucket{braces} {running:g}")
+    braces = _braces(metric.labels, labels)
+    return [*lines, f"{metric.name}_sum{braces} {histogram[-1]:.6g}", f"{metric.name}_count{braces} {running:g}"]
+
+
+def _braces(names: Labels, values: Labels) -> str:
+    if not names:
+        return ""
+    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True)) + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+REQUESTS = Metric("gateway_requests_total", "counter", "Requests answered, by model and HTTP status.", ("model", "status"))
+PROMPT_TOKENS = Metric("gateway_prompt_tokens_total", "counter", "Prompt tokens of answered requests.", ("model",))
+COMPLETION_TOKENS = Metric("gateway_completion_tokens_total", "counter", "Tokens generated.", ("model",))
+CACHED_TOKENS = Metric("gateway_cached_tokens_total", "counter", "Prompt tokens an engine had in its cache.", ("model",))
+FIRST_TOKEN = Metric(
+    "gateway_time_to_first_token_seconds", "histogram", "From the request to its first token.", ("model",), LATENCY_BUCKETS
+)
+DURATION = Metric(
+    "gateway_request_seconds", "histogram", "From the request to the end of its answer.", ("model",), LATENCY_BUCKETS
+)
+RETRIES = Metric("gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",))
+WIRE_FAULTS = Metric(
+    "gateway_wire_faults_total", "counter", "What an engine sent that made no sense, by worker and kind.", ("worker", "kind")
+)
+STALLED = Metric("gateway_stalled_streams", "gauge", "Streams without progress for longer than --stall-seconds.")
+WORKER_READY = Metric("gateway_worker_ready", "gauge", "1 while the worker takes requests.", ("worker", "model"))
+WORKER_IN_FLIGHT = Metric("gateway_worker_in_flight", "gauge", "Requests this gateway has on the worker.", ("worker",))
+WORKER_RUNNING = Metric("gateway_worker_running", "gauge", "Requests running, as the worker reports.", ("worker",))
+WORKER_WAITING = Metric("gateway_worker_waiting", "gauge", "Requests waiting, as the worker reports.", ("worker",))
+POOL_DEPTH = Metric("gateway_pool_queue_depth", "gauge", "Jobs waiting for a thread of the pool.", ("pool",))
+ACTIVE_REQUESTS = Metric("gateway_active_requests", "gauge", "Requests being answered.", ("loop",))
