@@ -1,0 +1,201 @@
+"""The messages of gateway.executor.v1, written by proto/generate.py from proto/executor.proto: do not edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+from engine_adapters.codec import Layout, optional, repeated, singular
+
+EXECUTOR_ATTACH: Final = "/gateway.executor.v1.Executor/Attach"
+EXECUTOR_GET_INFO: Final = "/gateway.executor.v1.Executor/GetInfo"
+EXECUTOR_HEALTH: Final = "/gateway.executor.v1.Executor/Health"
+
+# FinishReason
+FINISH_REASON_UNSPECIFIED: Final = 0
+FINISH_REASON_STOP: Final = 1  # an end-of-sequence or stop token
+FINISH_REASON_LENGTH: Final = 2  # max_tokens or the context is used up
+FINISH_REASON_ABORTED: Final = 3  # answers an abort; always sent, so that the gateway knows the slot is free
+FINISH_REASON_REJECTED: Final = 4  # the request itself is at fault, `error` says why
+FINISH_REASON_ERROR: Final = 5  # the engine is at fault, `error` says why
+
+
+@dataclass(slots=True)
+class ClientFrame:
+    """Gateway to executor. At most 1 MiB."""
+
+    LAYOUT: ClassVar[Layout]
+
+    protocol_version: int = 0  # set in the first frame of a stream, which carries nothing else
+    submits: list[Submit] = field(default_factory=list)
+    aborts: bytes = b""  # u32[]: stream ids; an unknown one is ignored, since it may just have finished
+
+
+@dataclass(slots=True)
+class Submit:
+    LAYOUT: ClassVar[Layout]
+
+    stream_id: int = 0  # chosen by the gateway, unique among the live streams of this Attach
+    request_id: str = ""  # for logs only
+    token_ids: bytes = b""  # u32[]: the whole prompt
+    sampling: Sampling | None = None
+    max_tokens: int = 0  # at least 1
+    stop_token_ids: bytes = b""  # u32[]: end the stream; the matched id is not sent
+    ignore_eos: bool = False  # do not end on the model's own end-of-sequence ids
+
+
+@dataclass(slots=True)
+class Sampling:
+    """An absent field means the engine's own default."""
+
+    LAYOUT: ClassVar[Layout]
+
+    temperature: float | None = None  # 0 is greedy
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(slots=True)
+class StepFrame:
+    """Executor to gateway. One per engine step, and one at least every second when nothing moves."""
+
+    LAYOUT: ClassVar[Layout]
+
+    step: int = 0  # counts engine steps since the executor started
+    stream_ids: bytes = b""  # u32[]: the streams that got tokens in this frame
+    counts: bytes = b""  # u32[]: tokens per stream, parallel to stream_ids; absent when each got exactly one
+    token_ids: bytes = b""  # u32[]: the tokens, stream after stream
+    finished: list[Finished] = field(default_factory=list)  # after the tokens of the same frame
+    load: Load | None = None
+    protocol_version: int = 0  # set in the first frame of a stream
+
+
+@dataclass(slots=True)
+class Finished:
+    LAYOUT: ClassVar[Layout]
+
+    stream_id: int = 0
+    reason: int = 0  # FinishReason
+    matched_stop: int | None = None  # the stop token id, when the reason is STOP
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens that came from the engine's prefix cache
+    completion_tokens: int = 0  # tokens generated, those sent and a matched stop token
+    error: str = ""
+    retryable: bool = False  # another executor may do better
+
+
+@dataclass(slots=True)
+class Load:
+    LAYOUT: ClassVar[Layout]
+
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+    tokens_per_second: float = 0.0  # generated, over the last second or so
+
+
+@dataclass(slots=True)
+class InfoRequest:
+    LAYOUT: ClassVar[Layout]
+
+
+@dataclass(slots=True)
+class Info:
+    LAYOUT: ClassVar[Layout]
+
+    protocol_version: int = 0
+    engine: str = ""  # "simulator", "tensorrt-llm"
+    engine_version: str = ""
+    model: str = ""
+    vocab_size: int = 0  # every id sent is below it
+    context_length: int = 0  # prompt and completion together
+    max_running: int = 0
+    tokenizer_fingerprint: bytes = b""  # SHA-256, engine_adapters/tokenizer_file.py says over what; empty if unknown
+    eos_token_ids: bytes = b""  # u32[]
+
+
+@dataclass(slots=True)
+class HealthRequest:
+    LAYOUT: ClassVar[Layout]
+
+
+@dataclass(slots=True)
+class HealthReply:
+    LAYOUT: ClassVar[Layout]
+
+    healthy: bool = False
+    message: str = ""
+
+
+ClientFrame.LAYOUT = Layout(
+    singular(1, "protocol_version", "uint32"),
+    repeated(2, "submits", Submit),
+    singular(3, "aborts", "bytes"),
+)
+
+Submit.LAYOUT = Layout(
+    singular(1, "stream_id", "uint32"),
+    singular(2, "request_id", "string"),
+    singular(3, "token_ids", "bytes"),
+    singular(4, "sampling", Sampling),
+    singular(5, "max_tokens", "uint32"),
+    singular(6, "stop_token_ids", "bytes"),
+    singular(7, "ignore_eos", "bool"),
+)
+
+Sampling.LAYOUT = Layout(
+    optional(1, "temperature", "float"),
+    optional(2, "top_p", "float"),
+    optional(3, "seed", "int64"),
+)
+
+StepFrame.LAYOUT = Layout(
+    singular(1, "step", "uint64"),
+    singular(2, "stream_ids", "bytes"),
+    singular(3, "counts", "bytes"),
+    singular(4, "token_ids", "bytes"),
+    repeated(5, "finished", Finished),
+    singular(6, "load", Load),
+    singular(7, "protocol_version", "uint32"),
+)
+
+Finished.LAYOUT = Layout(
+    singular(1, "stream_id", "uint32"),
+    singular(2, "reason", "enum"),
+    optional(3, "matched_stop", "uint32"),
+    singular(4, "prompt_tokens", "uint32"),
+    singular(5, "cached_tokens", "uint32"),
+    singular(6, "completion_tokens", "uint32"),
+    singular(7, "error", "string"),
+    singular(8, "retryable", "bool"),
+)
+
+Load.LAYOUT = Layout(
+    singular(1, "running", "uint32"),
+    singular(2, "waiting", "uint32"),
+    singular(3, "kv_tokens_used", "uint64"),
+    singular(4, "kv_tokens_total", "uint64"),
+    singular(5, "tokens_per_second", "float"),
+)
+
+InfoRequest.LAYOUT = Layout()
+
+Info.LAYOUT = Layout(
+    singular(1, "protocol_version", "uint32"),
+    singular(2, "engine", "string"),
+    singular(3, "engine_version", "string"),
+    singular(4, "model", "string"),
+    singular(5, "vocab_size", "uint32"),
+    singular(6, "context_length", "uint32"),
+    singular(7, "max_running", "uint32"),
+    singular(8, "tokenizer_fingerprint", "bytes"),
+    singular(9, "eos_token_ids", "bytes"),
+)
+
+HealthRequest.LAYOUT = Layout()
+
+HealthReply.LAYOUT = Layout(
+    singular(1, "healthy", "bool"),
+    singular(2, "message", "string"),
+)
