@@ -1,0 +1,148 @@
+"""Drives the scheduler by the clock and serves what it brings over the step stream.
+
+Threads: none of its own. Everything here runs on one event loop, the one that `run` is awaited on.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine_adapters.base import EngineInfo, Finish, Load, Submission
+from engine_adapters.simulator.scheduler import Scheduler
+from engine_adapters.step.server import StepServer, Stream
+
+LARGEST_LAG = 0.05
+"""An engine that fell behind makes up for no more than this: it slows down instead of bursting."""
+FRAME_WAIT = 0.05
+"""At speed 0, how long a step waits for its frame to leave."""
+
+
+@dataclass
+class EngineClock:
+    """Engine time: `speed` seconds of it pass in a second; at speed 0 it stands still unless it is moved on."""
+
+    speed: float
+    now: float = 0.0
+
+    def start_of_step(self) -> float:
+        """When the next step begins: where the last one ended, unless that is long ago."""
+        self.now = max(self.now, time.monotonic() * self.speed - LARGEST_LAG * self.speed)
+        return self.now
+
+    def catch_up(self) -> None:
+        """The engine was idle, so nothing is late."""
+        self.now = max(self.now, time.monotonic() * self.speed)
+
+    def seconds_until(self, moment: float) -> float:
+        return moment / self.speed - time.monotonic() if self.speed else 0.0
+
+
+class TokenMeter:
+    """Tokens generated over the last second."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def add(self, tokens: int) -> None:
+        self._steps.append((time.monotonic(), tokens))
+        self._total += tokens
+        self._forget()
+
+    def rate(self) -> float:
+        self._forget()
+        return float(self._total)
+
+    def _forget(self) -> None:
+        oldest = time.monotonic() - 1
+        while self._steps and self._steps[0][0] < oldest:
+            self._total -= self._steps.popleft()[1]
+
+
+class SimulatedEngine:
+    """A `StepEngine`. With `ignore_eos` no stream ends on the model's end of sequence, whatever its request says."""
+
+    def __init__(self, info: EngineInfo, scheduler: Scheduler[Stream], speed: float, ignore_eos: bool) -> None:
+        self._info = info
+        self._scheduler = scheduler
+        self._clock = EngineClock(speed)
+        self._ignore_eos = ignore_eos
+        self._meter = TokenMeter()
+        self._something_changed = asyncio.Event()
+        self._server: StepServer | None = None
+
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def health(self) -> str:
+        return ""
+
+    def load(self) -> Load:
+        return Load(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            kv_tokens_used=self._scheduler.kv_tokens_used,
+            kv_tokens_total=self._info.max_running * self._info.context_length,
+            tokens_per_second=self._meter.rate(),
+        )
+
+    def submit(self, stream: Stream, submission: Submission) -> None:
+        if self._ignore_eos and not submission.ignore_eos:
+            submission = replace(submission, ignore_eos=True)
+        refusal = self._scheduler.submit(stream, submission)
+        if refusal is not None:
+            self._emit([(stream, (), refusal)])
+        self._something_changed.set()
+
+    def abort(self, stream: Stream) -> None:
+        finish = self._scheduler.abort(stream)
+        if finish is not None:
+            self._emit([(stream, (), finish)])
+        self._something_changed.set()
+
+    async def run(self, server: StepServer) -> None:
+        """Step for ever."""
+        self._server = server
+        while True:
+            self._something_changed.clear()
+            end = self._scheduler.begin_step(self._clock.start_of_step())
+            if end is None:
+                await self._rest(self._scheduler.next_ready_at())
+                continue
+            await self._work_until(end)
+            outputs = self._scheduler.end_step()
+            self._meter.add(sum(len(token_ids) for _, token_ids, _ in outputs))
+            self._emit(outputs)
+            if not self._clock.speed:
+                await server.frames_taken(FRAME_WAIT)
+            await asyncio.sleep(0)
+
+    def _emit(self, outputs: "Sequence[tuple[Stream, Sequence[int], Finish | None]]") -> None:
+        if self._server is not None:
+            self._server.emit(self._scheduler.step, outputs)
+
+    async def _rest(self, until: "float | None") -> None:
+        """Wait for news, or until a delayed stream goes on."""
+        if until is not None and not self._clock.speed:
+            self._clock.now = until
+            return
+        if await self._has_change_within(None if until is None else self._clock.seconds_until(until)):
+            self._clock.catch_up()
+        elif until is not None:
+            self._clock.now = until
+
+    async def _work_until(self, end: float) -> None:
+        """Wait for a step's end, but not when everybody in it has been aborted."""
+        while (seconds := self._clock.seconds_until(end)) > 0 and not self._scheduler.is_step_deserted:
+            await self._has_change_within(seconds)
+            self._something_changed.clear()
+        if seconds <= 0:
+            self._clock.now = end
+
+    async def _has_change_within(self, seconds: "float | None") -> bool:
+        try:
+            return await asyncio.wait_for(self._something_changed.wait(), seconds)
+        except asyncio.TimeoutError:  # noqa: UP041 (on 3.10 it is not the built-in one)
+            return False
