@@ -1,0 +1,218 @@
+# The interpreters: finds a free-threaded CPython 3.13 or gets one, and finds the GIL builds that lint and tests use.
+
+# Prints the real executable and its version when it is what we want, and nothing otherwise. A module that is missing
+# (a build without OpenSSL, say) disqualifies it now rather than in the middle of an installation.
+readonly PROBE='
+import bz2, ctypes, ensurepip, lzma, os, ssl, sys, sysconfig, venv, zlib
+free_threaded, lowest, highest = sys.argv[1:]
+version = sys.version_info[:2]
+fits = tuple(map(int, lowest.split("."))) <= version <= tuple(map(int, highest.split(".")))
+threading = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+if not fits or sys.implementation.name != "cpython" or sys.abiflags != free_threaded or threading != free_threaded:
+    sys.exit(1)
+print(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+'
+
+# probe EXECUTABLE t|"" LOWEST HIGHEST: the path of the interpreter behind EXECUTABLE, when it fits.
+probe() {
+    timeout 20 "$1" -I -c "$PROBE" "$2" "$3" "$4" 2>/dev/null </dev/null
+}
+
+probe_free_threaded() { probe "$1" t 3.13 3.13; }
+
+on_path() { command -v "$1" || true; }
+
+uv_finds() {
+    ! command -v uv >/dev/null || UV_PYTHON_DOWNLOADS=never timeout 20 uv python find --system "$1" 2>/dev/null || true
+}
+
+cached_interpreters() {
+    [[ ! -d $CACHE/python ]] || find "$CACHE/python" -maxdepth 1 -name "cpython-*t-$PLATFORM" | sort -rV
+}
+
+# Where a free-threaded 3.13 may be, best first, one a line.
+free_threaded_candidates() {
+    local folder
+    on_path python3.13t
+    uv_finds 3.13t
+    while read -r folder; do printf '%s\n' "$folder/bin/python3.13t"; done < <(cached_interpreters)
+}
+
+# Sets PYTHON when a free-threaded 3.13 is already here.
+find_free_threaded() {
+    local candidate
+    if [[ -n ${GATEWAY_PYTHON:-} ]]; then
+        PYTHON=$(probe_free_threaded "$GATEWAY_PYTHON") ||
+            fail "GATEWAY_PYTHON=$GATEWAY_PYTHON is not a complete free-threaded CPython 3.13" \
+                "It must run, have the GIL disabled at build time, and have ssl, zlib, bz2, lzma, ctypes, venv and ensurepip."
+        return 0
+    fi
+    while read -r candidate; do
+        if [[ -n $candidate ]] && PYTHON=$(probe_free_threaded "$candidate"); then return 0; fi
+    done < <(free_threaded_candidates)
+    PYTHON=
+    return 1
+}
+
+# first_gil LOWEST HIGHEST CANDIDATE...: the first candidate that is a GIL CPython of such a version.
+first_gil() {
+    local lowest=$1 highest=$2 candidate
+    shift 2
+    for candidate in "$@"; do
+        [[ -z $candidate ]] || ! probe "$candidate" "" "$lowest" "$highest" || return 0
+    done
+    return 1
+}
+
+find_gil_3_13() {
+    first_gil 3.13 3.13 "${GATEWAY_GIL_PYTHON:-}" "$(on_path python3.13)" "$(on_path python3)" \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13.*/bin/python3.13 "$(uv_finds 3.13)"
+}
+
+find_tools_python() {
+    local name paths=()
+    for name in python3 python3.12 python3.13 python3.11 python3.10 python3.14; do paths+=("$(on_path "$name")"); done
+    first_gil 3.10 3.14 "${GATEWAY_GIL_PYTHON:-}" "${paths[@]}" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1*/bin/python3 \
+        "$(uv_finds 3.12)"
+}
+
+# adopt FOLDER: moves a finished interpreter tree into the cache in one step.
+adopt() {
+    local version target
+    probe_free_threaded "$1/bin/python3.13t" >/dev/null || return 1
+    version=$("$1/bin/python3.13t" -I -c 'import platform; print(platform.python_version())')
+    target="$CACHE/python/cpython-${version}t-$PLATFORM"
+    mkdir -p "$CACHE/python"
+    rm -rf "$target"
+    mv -T "$1" "$target"
+}
+
+# from_wheelhouse GLOB: the newest such file of the wheelhouse that matches its SHA256SUMS.
+from_wheelhouse() {
+    local file
+    [[ -n $WHEELHOUSE && -r $WHEELHOUSE/SHA256SUMS ]] || return 0
+    while read -r file; do
+        if (cd "$WHEELHOUSE" && grep -F "  ${file##*/}" SHA256SUMS | sha256sum --check --status --strict); then
+            printf '%s\n' "$file"
+            return 0
+        fi
+        printf 'set-up: %s is not what its SHA256SUMS says: ignored\n' "$file" >&2
+    done < <(find "$WHEELHOUSE/" -maxdepth 1 -name "$1" | sort -rV)
+}
+
+wheelhouse_interpreter() { from_wheelhouse "cpython-3.13.*t-linux-$(uname -m).tar.xz"; }
+
+# unpack_interpreter ARCHIVE: fails when it does not run on this machine.
+unpack_interpreter() {
+    local folder=$WORK/unpacked
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    tar -xJf "$1" -C "$folder" --no-same-owner
+    adopt "$(find "$folder" -path '*/bin/python3.13t' | sed 's|/bin/python3.13t$||' | head -n 1)"
+}
+
+uv_installs() { timeout 180 uv python install 3.13t; }
+
+# The archive this machine already uses, asked for its source packages, with lists and state of our own.
+write_apt_configuration() {
+    local folder=$1 suite=$2 keyring signed='' uri
+    for keyring in /usr/share/keyrings/{debian,ubuntu}-archive-keyring.{gpg,pgp}; do
+        if [[ -e $keyring && $keyring == */"$DISTRIBUTION"-* ]]; then signed="[signed-by=$keyring]"; fi
+    done
+    mkdir -p "$folder/lists/partial" "$folder/archives/partial"
+    : >"$folder/status"
+    while read -r uri; do
+        printf 'deb-src %s %s %s main\n' "$signed" "$uri" "$suite"
+    done < <(archive_uris) >"$folder/sources.list"
+    # The machine's own settings (proxies, certificates) hold; its update hooks refresh system caches, so they go.
+    cat >"$folder/apt.conf" <<CONFIGURATION
+Dir::State::Lists "$folder/lists";
+Dir::State::status "$folder/status";
+Dir::Cache "$folder";
+Dir::Cache::archives "$folder/archives";
+Dir::Etc::SourceList "$folder/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+APT::Sandbox::User "";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+APT::Get::AllowUnauthenticated "false";
+Acquire::Retries "3";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+CONFIGURATION
+}
+
+# Origin is known only after an `apt-get update`; before one, the release's name tells the archive from third parties'.
+archive_uris() {
+    local codename
+    codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+    apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
+        awk -F'|' -v code="$codename" -v distribution="$DISTRIBUTION" '
+            $4 != "main" || $5 ~ /security/ { next }
+            tolower($1) == distribution && tolower($2) == distribution { print $5; next }
+            $1 !~ /^[A-Za-z]/ && ($3 == code || $3 ~ /^(stable|testing|unstable|sid)$/) { print $5 }' |
+        sort -u
+}
+
+# The suites that may have CPython 3.13, newest first.
+source_suites() {
+    case $DISTRIBUTION in
+        ubuntu) printf '%s\n' devel questing plucky ;;
+        *) printf '%s\n' sid forky trixie ;;
+    esac
+}
+
+# Downloads CPython's original source archive as $WORK/source/*.orig.tar.xz; apt has checked signature and hashes.
+fetch_source() {
+    local folder=$WORK/apt suite version archive
+    while read -r suite; do
+        rm -rf "$folder"
+        write_apt_configuration "$folder" "$suite"
+        apt-get -c "$folder/apt.conf" update || true
+        version=$(apt-cache -c "$folder/apt.conf" showsrc --only-source python3.13 2>/dev/null |
+            sed -n 's/^Version: //p' | sort -rV | head -n 1)
+        [[ -z $version ]] || break
+    done < <(source_suites)
+    [[ -n $version ]] || { printf 'no suite of the archive has a source package python3.13\n'; return 1; }
+    mkdir -p "$WORK/source"
+    (cd "$WORK/source" && apt-get -c "$folder/apt.conf" source --download-only --only-source "python3.13=$version")
+    archive=$(find "$WORK/source" -name 'python3.13_3.13.*.orig.tar.xz' | sort -rV | head -n 1)
+    apt-cache -c "$folder/apt.conf" showsrc --only-source "python3.13=$version" |
+        awk -v file="${archive##*/}" -v folder="$WORK/source" 'length($1) == 64 && $3 == file {print $1 "  " folder "/" file}' |
+        sort -u | sha256sum --check --strict
+    rm -rf "$WORK/cpython.part" "$folder"
+    mkdir -p "$WORK/cpython.part"
+    tar -xJf "$archive" -C "$WORK/cpython.part" --strip-components=1 --no-same-owner
+    mv -T "$WORK/cpython.part" "$WORK/cpython"
+    rm -rf "$WORK/source"
+}
+
+# Resumes where it was cut off: configure's and make's own state is in the tree.
+build_cpython() {
+    local version prefix
+    cd "$WORK/cpython"
+    version=$(sed -n 's/^#define PY_VERSION  *"\(.*\)"/\1/p' Include/patchlevel.h)
+    prefix="$CACHE/python/cpython-${version}t-$PLATFORM"
+    if [[ ! -e configured ]]; then
+        ./configure --disable-gil --prefix="$prefix" --with-ensurepip=no --disable-test-modules \
+            --without-static-libpython OPT='-DNDEBUG -fwrapv -O3 -g0 -Wall'
+        : >configured
+    fi
+    make -j"$CORES"
+    rm -rf "$WORK/installed"
+    make altinstall DESTDIR="$WORK/installed" >/dev/null
+    rm -rf "$WORK/installed$prefix"/lib/python3.13t/{idlelib,turtledemo}
+    # It runs from where it lies, so it can be looked over before it takes its place.
+    adopt "$WORK/installed$prefix"
+}
+
+# Gets a free-threaded 3.13 by the cheapest way that works, and sets PYTHON.
+get_free_threaded() {
+    stage "CPython 3.13t source" 30 "Is the package archive reachable? Or name an interpreter in GATEWAY_PYTHON." \
+        fetch_source_once
+    stage "CPython 3.13t build" $((35 + 220 / CORES)) "The log has the compiler's message." build_cpython
+    find_free_threaded || fail "the interpreter that was just built does not pass its check"
+}
+
+fetch_source_once() { [[ -d $WORK/cpython ]] || fetch_source; }
