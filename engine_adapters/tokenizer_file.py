@@ -21,6 +21,8 @@ CONTEXT_LENGTH_NAMES = (
     "seq_length",
     "n_ctx",
 )
+LANGUAGE_PART_NAMES = ("text_config", "llm_config", "language_config")
+"""Where a multimodal model's config.json keeps what a text model has at the top."""
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 WORD_START = "\u2581"
 
@@ -36,7 +38,7 @@ def fingerprint(vocabulary: Mapping[str, int]) -> bytes:
     order of (id, token), each entry adds to the hash: the id as little-endian u32, the length in bytes of the token's
     UTF-8 as little-endian u32, and the UTF-8 itself.
     """
-    entries = []
+    entries: list[bytes] = []
     for token_id, token in sorted((token_id, token) for token, token_id in vocabulary.items()):
         encoded = token.encode("utf-8", "surrogatepass")
         entries += (struct.pack("<II", token_id, len(encoded)), encoded)
@@ -209,7 +211,8 @@ def read_eos_token_ids(folder: Path | str) -> tuple[int, ...]:
     found = as_ids(read_json_if_there(folder / "generation_config.json"), folder / "generation_config.json")
     config = read_json_if_there(folder / "config.json")
     found = found or as_ids(config, folder / "config.json")
-    found = found or as_ids(config.get("text_config") or {}, folder / "config.json")
+    for name in LANGUAGE_PART_NAMES:
+        found = found or as_ids(config.get(name) or {}, folder / "config.json")
     token = read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
@@ -230,8 +233,9 @@ def as_ids(config: dict[str, Any], path: Path) -> list[int]:
 def read_context_length(folder: Path | str) -> int | None:
     """How many tokens a prompt and its completion may have together, from config.json; None where it does not say."""
     config = read_json_if_there(Path(folder) / "config.json")
-    for part in (config, config.get("text_config"), config.get("llm_config"), config.get("language_config")):
-        for name in CONTEXT_LENGTH_NAMES if isinstance(part, dict) else ():
+    nested = (config.get(name) for name in LANGUAGE_PART_NAMES)
+    for part in (config, *(part for part in nested if isinstance(part, dict))):
+        for name in CONTEXT_LENGTH_NAMES:
             if isinstance(length := part.get(name), int) and length > 0:
                 return length
     return None

@@ -1,4 +1,4 @@
-"""`python -m engine_adapters.simulator`: an executor without a GPU, which batches like one and answers readable text."""
+"""`python -m engine_adapters.simulator`: an executor without a GPU that answers readable text."""
 
 import argparse
 import asyncio

@@ -144,5 +144,5 @@ class SimulatedEngine:
     async def _has_change_within(self, seconds: "float | None") -> bool:
         try:
             return await asyncio.wait_for(self._something_changed.wait(), seconds)
-        except asyncio.TimeoutError:  # noqa: UP041 (on 3.10 it is not the built-in one)
+        except asyncio.TimeoutError:  # on 3.10 not yet the built-in one
             return False

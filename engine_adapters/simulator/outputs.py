@@ -22,7 +22,7 @@ class TextOutput:
     """One of the shipped texts, chosen by the prompt (and the seed, unless the temperature is 0)."""
 
     def __init__(self, tokenizer: TokenizerFile, eos_token_ids: Sequence[int]) -> None:
-        ending = [(eos,) for eos in eos_token_ids[:1]]
+        ending = one_by_one(eos_token_ids[:1])
         texts = [path.read_text(encoding="utf-8").strip() for path in sorted(TEXTS.glob("*.txt"))]
         self._endless = [one_by_one(tokenizer.ids_for_text(text + "\n\n")) for text in texts]
         self._ended = [one_by_one(tokenizer.ids_for_text(text)) + ending for text in texts]

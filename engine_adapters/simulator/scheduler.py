@@ -48,22 +48,20 @@ class Plan:
     retryable: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class Run(Generic[Key]):
     """One stream in the engine."""
 
-    __slots__ = ("generated", "index", "is_gone", "is_prefilled", "key", "limit", "plan", "prompt_tokens", "ready_at", "stops")
-
-    def __init__(self, key: Key, plan: Plan, prompt_tokens: int, limit: int, stops: frozenset[int]) -> None:
-        self.key = key
-        self.plan = plan
-        self.prompt_tokens = prompt_tokens
-        self.limit = limit
-        self.stops = stops
-        self.index = 0
-        self.generated = 0
-        self.ready_at = 0.0
-        self.is_prefilled = False
-        self.is_gone = False
+    key: Key
+    plan: Plan
+    prompt_tokens: int
+    limit: int
+    stops: frozenset[int]
+    index: int = 0
+    generated: int = 0
+    ready_at: float = 0.0
+    is_prefilled: bool = False
+    is_gone: bool = False
 
     def advance(self) -> tuple[Sequence[int], "Finish | None"]:
         """The tokens of the next step, and the end if this is it."""

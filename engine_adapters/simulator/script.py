@@ -106,13 +106,9 @@ def read_script(
     if not isinstance(rules, list):
         raise ScriptError(f"{path}: is no list of rules")
     reader = RuleReader(tokenizer, eos_token_ids)
-    read = []
-    for number, rule in enumerate(rules, 1):
-        try:
-            read.append(reader.read(rule))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ScriptError(f"{path}: rule {number}: {error}") from error
-    return ScriptOutput(read, tokenizer, otherwise)
+    return ScriptOutput(
+        [reader.read(rule, f"{path}: rule {number}") for number, rule in enumerate(rules, 1)], tokenizer, otherwise
+    )
 
 
 class RuleReader:
@@ -122,8 +118,14 @@ class RuleReader:
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
 
-    def read(self, rule: dict[str, Any]) -> Rule:
-        """Raises ValueError, TypeError or KeyError."""
+    def read(self, rule: dict[str, Any], place: str) -> Rule:
+        """Raises ScriptError, which says where."""
+        try:
+            return self._read(rule)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ScriptError(f"{place}: {error}") from error
+
+    def _read(self, rule: dict[str, Any]) -> Rule:
         if unknown := rule.keys() - KEYS:
             raise ValueError(f"unknown keys {sorted(unknown)}; known are {sorted(KEYS)}")
         prompt = rule.get("prompt")
@@ -138,9 +140,7 @@ class RuleReader:
             plan_ignoring_eos=self._plan(rule, finish, steps, delays),
         )
 
-    def _plan(
-        self, rule: dict[str, Any], finish: str, steps: list[tuple[int, ...]], delays: dict[int, float]
-    ) -> Plan:
+    def _plan(self, rule: dict[str, Any], finish: str, steps: list[tuple[int, ...]], delays: dict[int, float]) -> Plan:
         return Plan(
             steps=steps,
             delays=delays | {len(steps): math.inf} if finish == "hang" else delays,

@@ -136,7 +136,7 @@ class StepServer:
             self._frame_taken.clear()
             try:
                 await asyncio.wait_for(self._frame_taken.wait(), deadline - time.monotonic())
-            except asyncio.TimeoutError:  # noqa: UP041 (on 3.10 it is not the built-in one)
+            except asyncio.TimeoutError:  # on 3.10 not yet the built-in one
                 return
 
     async def stop(self, reason: str, timeout: float = 1.0) -> None:
