@@ -4,7 +4,7 @@ import enum
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 if sys.byteorder != "little":
     raise ImportError("token ids travel as little-endian u32 columns that are read in place: a big-endian host cannot")
@@ -83,27 +83,28 @@ class EngineLost(Exception):
     """The engine cannot be reached, or the connection to it broke; the message says how."""
 
 
-Delivery = tuple[object, Sequence[int], Finish | None]
+Key = TypeVar("Key")
+Delivery = tuple[Key, Sequence[int], Finish | None]
 """(the key given to `submit`, new token ids, the end if this is it)"""
 
 
-class Engine(Protocol):
+class Engine(Protocol[Key]):
     """One executor as the gateway's engine thread sees it: every method is called on that thread's event loop."""
 
     async def connect(self) -> EngineInfo:
         """Reach the executor and learn what it serves; raises EngineLost."""
 
-    async def run(self, deliver: Callable[[list[Delivery]], None]) -> None:
+    async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
         """Serve submissions until the connection breaks, then raise EngineLost.
 
         `deliver` is called at most once per frame, with everything that frame brought. When this raises, the streams
         that had no Finish yet are dead: the caller ends them.
         """
 
-    def submit(self, key: object, submission: Submission) -> None:
+    def submit(self, key: Key, submission: Submission) -> None:
         """Start a stream whose deliveries carry `key`."""
 
-    def abort(self, key: object) -> None:
+    def abort(self, key: Key) -> None:
         """Stop a stream: nothing of it is delivered any more. Unknown keys are ignored."""
 
     @property

@@ -2,6 +2,8 @@
 
 GatewayError
 ├── BadRequest            400  the body, a field, the prompt's length
+├── NotFound              404  no such path
+├── MethodNotAllowed      405
 ├── ModelNotFound         404
 ├── BodyTooLarge          413
 ├── Overloaded            503  a queue is full
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 
 
 class GatewayError(Exception):
-    """`message` is for the client's eyes; `param` is the JSON path of the field at fault; `code` is machine-readable."""
+    """`message` is for the client's eyes, `param` is the JSON path of the field at fault, `code` is for programs."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -33,6 +35,16 @@ class GatewayError(Exception):
 
 class BadRequest(GatewayError):
     status = 400
+    type = "invalid_request_error"
+
+
+class NotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
     type = "invalid_request_error"
 
 

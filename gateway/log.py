@@ -54,5 +54,4 @@ def event(level: int, message: str, **fields: Any) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields: dict[str, Any] = getattr(record, "fields", {})
-    return fields
+    return {key: value for key, value in getattr(record, "fields", {}).items() if value != ""}

@@ -79,10 +79,10 @@ class Registry:
             all_cells, gauges = list(self._cells), list(self._gauges)
         lines: dict[Metric, list[str]] = {}
         for (metric, labels), value in sorted(_sum_counts(all_cells).items(), key=_by_name):
-            lines.setdefault(metric, []).append(f"{metric.name}{_braces(metric.labels, labels)} {value:g}")
+            lines.setdefault(metric, []).append(f"{metric.name}{_braces(metric.labels, labels)} {_number(value)}")
         for metric, read in gauges:
             lines.setdefault(metric, []).extend(
-                f"{metric.name}{_braces(metric.labels, labels)} {value:g}" for labels, value in read()
+                f"{metric.name}{_braces(metric.labels, labels)} {_number(value)}" for labels, value in read()
             )
         for (metric, labels), histogram in sorted(_sum_histograms(all_cells).items(), key=_by_name):
             lines.setdefault(metric, []).extend(_histogram_lines(metric, labels, histogram))
@@ -119,9 +119,11 @@ def _histogram_lines(metric: Metric, labels: Labels, histogram: list[float]) -> 
     for bound, count in zip([*map(str, metric.buckets), "+Inf"], histogram[:-1], strict=True):
         running += count
         braces = _braces((*metric.labels, "le"), (*labels, bound))
-        lines.append(f"{metric.name}_bucket{braces} {running:g}")
+        lines.append(f"{metric.name}_bucket{braces} {_number(running)}")
     braces = _braces(metric.labels, labels)
-    return [*lines, f"{metric.name}_sum{braces} {histogram[-1]:.6g}", f"{metric.name}_count{braces} {running:g}"]
+    lines.append(f"{metric.name}_sum{braces} {_number(histogram[-1])}")
+    lines.append(f"{metric.name}_count{braces} {_number(running)}")
+    return lines
 
 
 def _braces(names: Labels, values: Labels) -> str:
@@ -130,23 +132,40 @@ def _braces(names: Labels, values: Labels) -> str:
     return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True)) + "}"
 
 
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)
+
+
 def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-REQUESTS = Metric("gateway_requests_total", "counter", "Requests answered, by model and HTTP status.", ("model", "status"))
+REQUESTS = Metric(
+    "gateway_requests_total", "counter", "Requests answered, by model and HTTP status.", ("model", "status")
+)
 PROMPT_TOKENS = Metric("gateway_prompt_tokens_total", "counter", "Prompt tokens of answered requests.", ("model",))
 COMPLETION_TOKENS = Metric("gateway_completion_tokens_total", "counter", "Tokens generated.", ("model",))
-CACHED_TOKENS = Metric("gateway_cached_tokens_total", "counter", "Prompt tokens an engine had in its cache.", ("model",))
+CACHED_TOKENS = Metric(
+    "gateway_cached_tokens_total", "counter", "Prompt tokens an engine had in its cache.", ("model",)
+)
 FIRST_TOKEN = Metric(
-    "gateway_time_to_first_token_seconds", "histogram", "From the request to its first token.", ("model",), LATENCY_BUCKETS
+    "gateway_time_to_first_token_seconds",
+    "histogram",
+    "From the request to its first token.",
+    ("model",),
+    LATENCY_BUCKETS,
 )
 DURATION = Metric(
     "gateway_request_seconds", "histogram", "From the request to the end of its answer.", ("model",), LATENCY_BUCKETS
 )
-RETRIES = Metric("gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",))
+RETRIES = Metric(
+    "gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",)
+)
 WIRE_FAULTS = Metric(
-    "gateway_wire_faults_total", "counter", "What an engine sent that made no sense, by worker and kind.", ("worker", "kind")
+    "gateway_wire_faults_total",
+    "counter",
+    "What an engine sent that made no sense, by worker and kind.",
+    ("worker", "kind"),
 )
 STALLED = Metric("gateway_stalled_streams", "gauge", "Streams without progress for longer than --stall-seconds.")
 WORKER_READY = Metric("gateway_worker_ready", "gauge", "1 while the worker takes requests.", ("worker", "model"))

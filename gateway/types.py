@@ -1,9 +1,10 @@
 """The nouns that travel between the floors: what a client asks for, what a prompt became, what a model said."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from engine_adapters.base import Sampling
+from gateway.errors import GatewayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +12,11 @@ class ChatInput:
     """A conversation; the messages stay dicts, since chat templates want dicts."""
 
     messages: list[dict[str, Any]]
+
+    @property
+    def characters(self) -> int:
+        """Roughly how long the rendered text will be."""
+        return sum(len(content) for message in self.messages if isinstance(content := message.get("content"), str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +70,20 @@ Event = Text | Done
 
 
 @dataclass(slots=True)
-class Timing:
-    """`time.monotonic()` at the turns of one request's life; 0.0 is "not reached". Owned by the request's task."""
+class RequestRecord:
+    """What is known of a request when it is over. Filled in as it goes, by the request's own task alone.
 
+    Moments are `time.monotonic()`; 0.0 is "not reached".
+    """
+
+    request_id: str
     received: float
     prepared: float = 0.0
     first_token: float = 0.0
+    model: str = ""
     worker: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    stop_reason: str = field(default="")
+    cached_tokens: int = 0
+    status: int = 0
+    error: GatewayError | None = None

@@ -1,0 +1,70 @@
+"""How answers are written: one JSON body, or server-sent events."""
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from json.encoder import encode_basestring
+from typing import Any
+
+from gateway.errors import GatewayError
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+quoted = encode_basestring
+"""A string as JSON, without the escapes that only ASCII needs."""
+
+
+EVENT_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+
+
+def event_of(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + to_json(value) + b"\n\n"
+
+
+def to_json(value: Any) -> bytes:
+    # A client's own odd characters may come back to it in an error; they must not break the reply.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:
+    await send_body(scope, send, to_json(value), b"application/json", status)
+
+
+async def send_body(scope: Scope, send: Send, body: bytes, content_type: bytes, status: int = 200) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await _start(scope, send, headers, status)
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
+    await send_json(scope, send, error.body(), error.status)
+
+
+async def send_events(scope: Scope, send: Send, parts: AsyncGenerator[bytes]) -> None:
+    """Stream `parts`, each one or more whole events.
+
+    The response starts with the first part, so that what fails before it still gets its status; what fails later
+    becomes one error event, and the stream ends.
+    """
+    started = False
+    try:
+        async with aclosing(parts):
+            async for part in parts:
+                if not started:
+                    await _start(scope, send, list(EVENT_HEADERS))
+                    started = True
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+    except GatewayError as error:
+        if not started:
+            raise
+        scope["record"].error = error
+        await send({"type": "http.response.body", "body": event_of(error.body()), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _start(scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
+    record = scope["record"]
+    record.status = status
+    headers.append((b"x-request-id", record.request_id.encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})

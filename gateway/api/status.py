@@ -1,0 +1,85 @@
+"""What the gateway says of itself: /health, /live, /ready, /metrics, /v1/models."""
+
+import time
+from typing import Any
+
+from gateway.api.reply import Scope, Send, send_body, send_json
+from gateway.generate import Gateway
+from gateway.http_loop import Receive
+
+STARTED = int(time.time())
+
+
+class Live:
+    """200 while the process works; 503 once a thread of it has died and it is about to end."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failure = self._gateway.supervisor.failure
+        await send_json(scope, send, {"status": failure or "ok"}, 503 if failure else 200)
+
+
+class Ready:
+    """200 while every model has a ready worker and nothing is ending; else 503 with the reasons."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reasons = unready(self._gateway)
+        body = {"status": "unready" if reasons else "ready", "reasons": reasons, "workers": workers(self._gateway)}
+        await send_json(scope, send, body, 503 if reasons else 200)
+
+
+class Metrics:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        text = self._gateway.registry.exposition()
+        await send_body(scope, send, text.encode(), b"text/plain; version=0.0.4; charset=utf-8")
+
+
+class Models:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        models = [
+            {
+                "id": model.name,
+                "object": "model",
+                "created": STARTED,
+                "owned_by": "gateway",
+                "max_model_len": model.context_length,
+            }
+            for model in self._gateway.models.values()
+        ]
+        await send_json(scope, send, {"object": "list", "data": models})
+
+
+def unready(gateway: Gateway) -> list[str]:
+    """Why the gateway should get no requests now."""
+    reasons = []
+    if gateway.supervisor.failure is not None:
+        reasons.append(gateway.supervisor.failure)
+    elif gateway.supervisor.ending:
+        reasons.append("shutting down")
+    served = {state.model for state in gateway.router.snapshot().values() if state.state == "ready"}
+    reasons += [f"no worker of model {name!r} is ready" for name in gateway.models if name not in served]
+    return reasons
+
+
+def workers(gateway: Gateway) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": worker.name,
+            "state": state.state,
+            "reason": state.reason,
+            "model": state.model,
+            "in_flight": gateway.router.in_flight(worker),
+        }
+        for worker, state in gateway.router.snapshot().items()
+    ]

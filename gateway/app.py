@@ -1,0 +1,130 @@
+"""The ASGI application: routes, request records, and the one place where exceptions become answers."""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.routing import Route, Router
+
+from gateway import log
+from gateway.api.chat import ChatCompletions
+from gateway.api.reply import Scope, Send, send_error
+from gateway.api.status import Live, Metrics, Models, Ready
+from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, NotFound
+from gateway.generate import Gateway
+from gateway.http_loop import HttpLoop, Receive
+from gateway.metrics import CACHED_TOKENS, COMPLETION_TOKENS, DURATION, FIRST_TOKEN, PROMPT_TOKENS, REQUESTS, Cells
+from gateway.types import RequestRecord
+
+MAX_REQUEST_ID = 128
+
+
+class App:
+    """Starlette's router between our records and our errors.
+
+    Not a Starlette instance: its two exception middlewares would wrap `send` and cost a coroutine each for every
+    streamed token.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        live = Live(gateway)
+        self._router = Router(
+            routes=[
+                Route("/v1/chat/completions", ChatCompletions(gateway), methods=["POST"]),
+                Route("/v1/models", Models(gateway), methods=["GET"]),
+                Route("/health", live, methods=["GET"]),
+                Route("/live", live, methods=["GET"]),
+                Route("/ready", Ready(gateway), methods=["GET"]),
+                Route("/metrics", Metrics(gateway), methods=["GET"]),
+            ],
+            redirect_slashes=False,
+            lifespan=self._lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        # The router raises its 404 and 405, instead of writing a text of its own, for a scope that names its app.
+        scope["app"] = self
+        record = scope["record"] = RequestRecord(request_id(scope), received=time.monotonic())
+        try:
+            await self._router(scope, receive, send)
+        except Exception as error:  # the door: whatever happened, the client gets an answer and the log its line
+            record.error = as_gateway_error(error, scope["path"])
+            if record.status == 0 and not isinstance(record.error, ClientLeft):
+                await send_error(scope, send, record.error)
+        finally:
+            finish(record, scope)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[dict[str, HttpLoop]]:
+        """Runs once on each loop, and makes what that loop owns."""
+        tables = {model.name: model.tokenizer.table.copy() for model in self._gateway.models.values()}
+        loop = HttpLoop(self._gateway.registry.cells(), tables)
+        self._gateway.loops.append(loop)
+        yield {"loop": loop}
+
+
+def finish(record: RequestRecord, scope: Scope) -> None:
+    """Count a request and log its line."""
+    now = time.monotonic()
+    if record.error is not None and record.status in (0, 200):
+        # Nothing was sent, or the error came after the first byte: what happened counts, not what the client saw.
+        record.status = record.error.status
+    count(record, scope["state"]["loop"].cells, now)
+    level = logging.INFO if record.model else logging.DEBUG
+    if log.logger.isEnabledFor(level):
+        log.event(level, f"{scope['method']} {scope['path']} {record.status}", **log_fields(record, now))
+
+
+def count(record: RequestRecord, cells: Cells, now: float) -> None:
+    model = (record.model,)
+    cells.add(REQUESTS, (record.model, str(record.status)))
+    if record.first_token:
+        cells.add(PROMPT_TOKENS, model, record.prompt_tokens)
+        cells.add(CACHED_TOKENS, model, record.cached_tokens)
+        cells.add(COMPLETION_TOKENS, model, record.completion_tokens)
+        cells.observe(FIRST_TOKEN, model, record.first_token - record.received)
+        cells.observe(DURATION, model, now - record.received)
+
+
+def log_fields(record: RequestRecord, now: float) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": record.request_id, "ms": milliseconds(record.received, now)}
+    if record.model:
+        fields |= {"model": record.model, "worker": record.worker, "prompt_tokens": record.prompt_tokens}
+        fields |= {"completion_tokens": record.completion_tokens}
+    if record.first_token:
+        fields["first_token_ms"] = milliseconds(record.received, record.first_token)
+    if record.error is not None:
+        fields["error"] = record.error.message
+    return fields
+
+
+def milliseconds(start: float, end: float) -> float:
+    return round((end - start) * 1000, 1)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's x-request-id if it is fit to print, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if text.isascii() and text.isprintable() and 0 < len(text) <= MAX_REQUEST_ID:
+                return text
+    return uuid.uuid4().hex
+
+
+def as_gateway_error(error: Exception, path: str) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, HTTPException):
+        kind = MethodNotAllowed if error.status_code == MethodNotAllowed.status else NotFound
+        return kind(f"{path}: {error.detail}")
+    log.logger.error("an error nobody expected", exc_info=error)
+    return GatewayError("internal error; the gateway's log has the details")

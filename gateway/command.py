@@ -1,0 +1,47 @@
+"""The command line: `python3.13t -m gateway` serves, `python3.13t -m gateway doctor` examines the installation."""
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+from engine_adapters.tokenizer_file import TokenizerFileError
+from gateway import config, doctor, log, server
+from gateway.model import load_models
+from gateway.routing import AddressError, WorkerAddress
+
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command to its end; returns the exit code."""
+    if arguments and arguments[0] == "doctor":
+        return doctor.main(arguments[1:])
+    try:
+        return serve(config.load(arguments, os.environ))
+    except (config.ConfigError, TokenizerFileError, AddressError, server.StartError) as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        return USAGE_ERROR
+
+
+def serve(settings: config.Config) -> int:
+    refusal = gil_refusal(settings.allow_gil)
+    if refusal:
+        raise config.ConfigError(refusal)
+    log.configure(settings.log_format, settings.log_level)
+    workers = [WorkerAddress.parse(url) for url in settings.worker]
+    models = load_models(settings.model_path)
+    gc.freeze()
+    return server.run(settings, models, workers)
+
+
+def gil_refusal(allow_gil: bool) -> str | None:
+    """Why we must not serve, once everything is imported."""
+    if allow_gil or not sys._is_gil_enabled():
+        return None
+    if "free-threading" in sys.version:
+        return "the GIL is on (PYTHON_GIL or -X gil); unset it, or say --allow-gil to serve all the same"
+    return (
+        f"this Python ({sys.executable}) has a GIL; `make setup` provides a free-threaded one in .venv, "
+        "or say --allow-gil to serve all the same"
+    )

@@ -1,0 +1,185 @@
+"""One frozen Config; the command line, the environment, the file and the documentation all follow from its fields.
+
+Precedence: command line, then environment (`GATEWAY_` + the field's name), then `--config FILE` (TOML), then defaults.
+"""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, get_type_hints
+
+from gateway.log import FORMATTERS, LEVELS
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message names it, where it came from, and what it may be."""
+
+
+Check = Callable[[Any], str | None]
+"""What is wrong with a value, or None."""
+
+
+def between(low: float, high: float) -> Check:
+    return lambda value: None if low <= value <= high else f"must be between {low:g} and {high:g}"
+
+
+def one_of(*choices: str) -> Check:
+    return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
+
+
+def option(default: Any, help: str, metavar: str = "", check: Check | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar, "check": check})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    host: str = option("127.0.0.1", "address to listen on", "ADDRESS")
+    port: int = option(8000, "port to listen on; 0 takes a free one", "PORT", between(0, 65535))
+    model_path: tuple[str, ...] = option(
+        (), "a Hugging Face model folder to serve, optionally under a name; default: the demo model", "[NAME=]DIR"
+    )
+    worker: tuple[str, ...] = option(
+        (),
+        "an executor, such as step://host:port?model=NAME&role=any&weight=1; default: an embedded simulator",
+        "URL",
+    )
+    http_threads: int = option(
+        max(1, (os.cpu_count() or 1) // 4), "event-loop threads that serve HTTP", "N", between(1, 256)
+    )
+    tokenize_threads: int = option(
+        max(1, os.cpu_count() or 1), "threads that render and tokenize long prompts", "N", between(1, 256)
+    )
+    grace_seconds: float = option(
+        30.0, "how long running streams may go on after SIGTERM", "SECONDS", between(0, 86400)
+    )
+    stall_seconds: float = option(
+        60.0, "name a stream in the log that made no progress for this long", "SECONDS", between(1, 86400)
+    )
+    connect_seconds: float = option(
+        5.0, "how long a request waits for a worker when none is ready", "SECONDS", between(0, 3600)
+    )
+    max_body_mb: int = option(64, "largest request body taken, in MiB", "MIB", between(1, 4096))
+    dead_client_seconds: float = option(
+        30.0, "cut a client that acknowledges nothing for this long", "SECONDS", between(1, 3600)
+    )
+    log_format: str = option("human", "how log lines look: human or json", "FORMAT", one_of(*FORMATTERS))
+    log_level: str = option("info", "debug, info, warning or error", "LEVEL", one_of(*LEVELS))
+    allow_gil: bool = option(False, "serve even though the GIL is on (for comparisons)")
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """The Config of a process; raises ConfigError. `--help` and unknown flags end the process as argparse does."""
+    given = vars(parser().parse_args(arguments))
+    path = given.pop("config", None) or environment.get("GATEWAY_CONFIG")
+    layers = [
+        (f"the file {path}", _from_file(path) if path else {}),
+        ("the environment", _from_environment(environment)),
+        ("the command line", given),
+    ]
+    values: dict[str, Any] = {}
+    for source, layer in layers:
+        for name, value in layer.items():
+            values[name] = _checked(name, value, source)
+    return Config(**values)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, made from Config's fields."""
+    result = argparse.ArgumentParser(
+        prog="python3.13t -m gateway",
+        description="OpenAI-compatible gateway to LLM engines, in free-threaded Python. Without arguments it serves a\n"
+        "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation.",
+        epilog="Every option can also be set in the environment (GATEWAY_PORT=8080; lists are separated by spaces)\n"
+        "or in a TOML file (port = 8080). The command line wins over the environment, which wins over the file.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    result.add_argument("--config", metavar="FILE", help="read settings from a TOML file")
+    for item in fields(Config):
+        flag = "--" + item.name.replace("_", "-")
+        if isinstance(item.default, bool):
+            result.add_argument(flag, action="store_true", help=item.metadata["help"])
+        else:
+            repeatable = isinstance(item.default, tuple)
+            result.add_argument(
+                flag,
+                action="append" if repeatable else "store",
+                metavar=item.metadata["metavar"],
+                help=_help(item, repeatable),
+            )
+    return result
+
+
+def _help(item: Field[Any], repeatable: bool) -> str:
+    text: str = item.metadata["help"]
+    return text + (" (repeatable)" if repeatable else f" (default: {item.default})")
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    names = {item.name for item in fields(Config)}
+    result = {name.replace("-", "_"): value for name, value in values.items()}
+    unknown = sorted(result.keys() - names)
+    if unknown:
+        raise ConfigError(f"{path} sets {', '.join(unknown)}; the settings are {', '.join(sorted(names))}")
+    return result
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for item in fields(Config):
+        text = environment.get("GATEWAY_" + item.name.upper())
+        if text is not None:
+            result[item.name] = text.split() if isinstance(item.default, tuple) else text
+    return result
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    """`value` in the type of the field `name`; raises ConfigError."""
+    item = next(item for item in fields(Config) if item.name == name)
+    try:
+        result = _converted(value, type(item.default))
+    except (TypeError, ValueError, KeyError):
+        expected = get_type_hints(Config)[name]
+        kind = getattr(expected, "__name__", str(expected))
+        raise ConfigError(f"{name} from {source}: {value!r} is not a valid {kind}") from None
+    check: Check | None = item.metadata["check"]
+    fault = check(result) if check else None
+    if fault:
+        raise ConfigError(f"{name} from {source}: {value!r} {fault}")
+    return result
+
+
+# What each kind of field may be given as: text from the command line and the environment, values from TOML.
+CONVERTIBLE: dict[type, tuple[type, ...]] = {str: (str,), int: (str, int), float: (str, int, float)}
+
+
+BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+
+
+def _converted(value: Any, kind: type) -> Any:
+    if kind is bool:
+        return _as_bool(value)
+    if kind is tuple:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+            raise TypeError(value)
+        return tuple(values)
+    if not isinstance(value, CONVERTIBLE[kind]) or isinstance(value, bool):
+        raise TypeError(value)
+    return kind(value)
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return BOOLEANS[str(value).lower()]

@@ -1,0 +1,279 @@
+"""The engine thread: one event loop where all gRPC lives, a session for each worker, and streams to HTTP loops.
+
+Threads: the engine thread owns every `Session` and engine adapter. HTTP loops reach them only through the thread's
+`Mailbox`, and a `Stream` is touched only on the HTTP loop that made it: deliveries come to it through that loop's own
+mailbox, one batch a frame. What others read of a session (`load`, `progress`) is replaced or read whole.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from engine_adapters.base import Delivery, Engine, EngineInfo, EngineLost, Finish, FinishReason, Load, Submission
+from engine_adapters.step.client import StepClient
+from gateway import log
+from gateway.metrics import WIRE_FAULTS, Cells
+from gateway.routing import Router, Worker, WorkerAddress, WorkerState
+from gateway.threads import Mailbox, Supervisor
+
+ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine["Stream"]]] = {"step": StepClient}
+SUSPECT_SECONDS = 3.0
+"""Executors speak at least every second, also when idle."""
+RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+class WorkerUnfit(Exception):
+    """The engine answers but must not be used; the message says why."""
+
+
+type Batch = list[Delivery[Stream]]
+
+
+class Stream:
+    """One request's tokens on their way from the engine thread to its HTTP loop; ids are buffered without bound by
+    count, but an engine sends no more than the request's max_tokens."""
+
+    __slots__ = ("_finish", "_token_ids", "_waiter", "mailbox", "progressed_at", "request_id", "stalled")
+
+    def __init__(self, mailbox: Mailbox[Batch], request_id: str) -> None:
+        self.mailbox = mailbox
+        self.request_id = request_id
+        self.progressed_at = time.monotonic()
+        self.stalled = False
+        self._token_ids: list[int] = []
+        self._finish: Finish | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finish is not None
+
+    def deliver(self, token_ids: Sequence[int], finish: Finish | None) -> None:
+        """Called on the stream's loop; after the end it is ignored."""
+        if self._finish is not None:
+            return
+        self._token_ids.extend(token_ids)
+        self._finish = finish
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> tuple[list[int], Finish | None]:
+        """All ids that came since the last call, at least one unless this is the end."""
+        if not self._token_ids and self._finish is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        token_ids, self._token_ids = self._token_ids, []
+        return token_ids, self._finish
+
+
+def deliver_all(deliveries: Batch) -> None:
+    """What an HTTP loop's mailbox does with a batch."""
+    for stream, token_ids, finish in deliveries:
+        stream.deliver(token_ids, finish)
+
+
+class Session:
+    """One worker's connection, over and over: connect, check, serve, and when that breaks end its streams and retry."""
+
+    def __init__(self, thread: "EngineThread", worker_name: str, address: WorkerAddress) -> None:
+        self.worker = Worker(worker_name, address, self)
+        self._thread = thread
+        self._engine: Engine[Stream] | None = None
+        self._streams: set[Stream] = set()
+        self.load = Load()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.worker.name}: {len(self._streams)} streams>"
+
+    def start(self, stream: Stream, submission: Submission) -> None:
+        """From an HTTP loop: submit; whatever happens, the stream gets a Finish."""
+        self._thread.post(lambda: self._submit(stream, submission))
+
+    def stop(self, stream: Stream) -> None:
+        """From an HTTP loop: abort; nothing more will be delivered."""
+        self._thread.post(lambda: self._abort(stream))
+
+    def streams(self) -> list[Stream]:
+        """From any thread: the streams that are open now."""
+        return list(self._streams.copy())
+
+    def check_silence(self) -> None:
+        """From the watch: a ready worker that says nothing is suspect until it speaks again."""
+        engine, state = self._engine, self._state().state
+        if engine is None or state not in ("ready", "suspect"):
+            return
+        is_silent = time.monotonic() - engine.last_frame_at > SUSPECT_SECONDS
+        if is_silent != (state == "suspect"):
+            self._thread.post(lambda: self._suspect(engine, is_silent))
+
+    @property
+    def unconfirmed_aborts(self) -> int:
+        return self._engine.unconfirmed_aborts if self._engine else 0
+
+    async def serve(self) -> None:
+        """Never returns; ends by cancellation."""
+        failures = 0
+        while True:
+            try:
+                await self._serve_once()
+            except WorkerUnfit as error:
+                self._publish(WorkerState("unfit", str(error)))
+            except EngineLost as error:
+                # A connection that had been good starts the series of delays anew.
+                failures = 0 if self._state().state == "ready" else failures
+                self._publish(WorkerState("lost", str(error)))
+            await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+            failures += 1
+
+    async def _serve_once(self) -> None:
+        engine = ENGINES[self.worker.address.scheme](self.worker.address.target, self._count_fault)
+        try:
+            info = await engine.connect()
+            model = self._thread.admit(self.worker.address, info)
+            self._engine = engine
+            self._publish(WorkerState("ready", model=model, info=info))
+            await engine.run(self._deliver)
+        finally:
+            self._engine = None
+            self._end_streams(f"worker {self.worker.name} was lost")
+            with contextlib.suppress(Exception):  # a broken channel may object to being closed
+                await engine.close()
+
+    def _suspect(self, engine: Engine[Stream], is_silent: bool) -> None:
+        if engine is self._engine:
+            reason = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else ""
+            self._publish(replace(self._state(), state="suspect" if is_silent else "ready", reason=reason))
+
+    def _submit(self, stream: Stream, submission: Submission) -> None:
+        if self._engine is None:
+            self._post([(stream, (), _lost(f"worker {self.worker.name} was lost"))])
+            return
+        self._streams.add(stream)
+        self._engine.submit(stream, submission)
+
+    def _abort(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+        if self._engine is not None:
+            self._engine.abort(stream)
+
+    def _deliver(self, deliveries: Batch) -> None:
+        engine = self._engine
+        assert engine is not None, "an engine delivers only while it runs"
+        self.load = engine.load
+        now = engine.last_frame_at
+        for stream, _, finish in deliveries:
+            stream.progressed_at = now
+            if finish is not None:
+                self._streams.discard(stream)
+        self._post(deliveries)
+
+    def _post(self, deliveries: Batch) -> None:
+        for mailbox, batch in _by_mailbox(deliveries).items():
+            if not mailbox.post(batch):
+                for stream, _, _ in batch:
+                    self._abort(stream)
+
+    def _end_streams(self, reason: str) -> None:
+        streams, self._streams = self._streams, set()
+        self._post([(stream, (), _lost(reason)) for stream in streams])
+
+    def _state(self) -> WorkerState:
+        return self._thread.router.snapshot()[self.worker]
+
+    def _publish(self, state: WorkerState) -> None:
+        before = self._state()
+        if not self._thread.supervisor.ending and (state.state, state.reason) != (before.state, before.reason):
+            level = logging.INFO if state.state == "ready" else logging.WARNING
+            log.event(level, f"worker {self.worker.name} is {state.state}", reason=state.reason, model=state.model)
+        self._thread.router.publish(self.worker, state)
+
+    def _count_fault(self, kind: str) -> None:
+        self._thread.cells.add(WIRE_FAULTS, (self.worker.name, kind))
+
+
+def _lost(reason: str) -> Finish:
+    return Finish(FinishReason.ERROR, error=reason, retryable=True)
+
+
+def _by_mailbox(deliveries: Batch) -> dict[Mailbox[Batch], Batch]:
+    batches: dict[Mailbox[Batch], Batch] = {}
+    for delivery in deliveries:
+        mailbox = delivery[0].mailbox
+        batch = batches.get(mailbox)
+        if batch is None:
+            batches[mailbox] = [delivery]
+        else:
+            batch.append(delivery)
+    return batches
+
+
+def _obey(command: Callable[[], object]) -> None:
+    command()
+
+
+class EngineThread:
+    """The one thread and loop that speak gRPC. The loop is never closed before the process ends: `grpc.aio` funnels
+    the events of every loop through one queue, and a closed one breaks the others.
+
+    `admit(address, info)` gives the model a worker serves, or raises WorkerUnfit.
+    """
+
+    def __init__(
+        self, router: Router, admit: Callable[[WorkerAddress, EngineInfo], str], cells: Cells, supervisor: Supervisor
+    ) -> None:
+        self.router = router
+        self.admit = admit
+        self.cells = cells
+        self._loop = asyncio.new_event_loop()
+        self._inbox: Mailbox[Callable[[], object]] = Mailbox(self._loop, _obey)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.supervisor = supervisor
+        self.thread = supervisor.spawn("engine", self._run)
+
+    def __repr__(self) -> str:
+        return f"<EngineThread: {len(self._tasks)} sessions>"
+
+    def post(self, command: Callable[[], object]) -> None:
+        """Have `command()` run on the engine thread; from any thread."""
+        self._inbox.post(command)
+
+    def connect(self, address: WorkerAddress, name: str | None = None) -> Worker:
+        """Add a worker and start its session."""
+        session = Session(self, name or str(address), address)
+        self.router.add(session.worker)
+        self.post(lambda: self._spawn(session))
+        return session.worker
+
+    def confirmed_aborts(self, timeout: float) -> bool:
+        """Wait until the executors have confirmed every abort, for at most `timeout` seconds."""
+        confirmed = threading.Event()
+        self.post(lambda: self._wait_for_aborts(confirmed))
+        return confirmed.wait(timeout)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _spawn(self, session: Session) -> None:
+        task = self._loop.create_task(session.serve(), name=session.worker.name)
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self.supervisor.fail(f"the session of {task.get_name()} ended: {task!r}"))
+
+    def _wait_for_aborts(self, confirmed: threading.Event) -> None:
+        if any(worker.session.unconfirmed_aborts for worker in self.router.snapshot()):
+            self._loop.call_later(0.01, self._wait_for_aborts, confirmed)
+        else:
+            confirmed.set()
+
+
+def stalled(workers: Iterable[Worker], seconds: float) -> list[tuple[Worker, Stream]]:
+    """The open streams that got nothing for `seconds`."""
+    limit = time.monotonic() - seconds
+    return [
+        (worker, stream) for worker in workers for stream in worker.session.streams() if stream.progressed_at < limit
+    ]

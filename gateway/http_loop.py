@@ -1,0 +1,108 @@
+"""What one HTTP event loop owns, and the requests it is answering.
+
+Threads: an `HttpLoop` is made on its loop, by the server's lifespan, and lives as long. Its fields are for that loop
+alone, except `end_all`, `count_active` and the mailbox's `post`, which other threads call.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from types import TracebackType
+from typing import Any, Self
+
+from gateway.engines import Batch, deliver_all
+from gateway.errors import ClientLeft, GatewayError
+from gateway.metrics import Cells
+from gateway.threads import Mailbox
+from gateway.tokenizer import DetokenizerTable
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+
+class HttpLoop:
+    """`tables` are this loop's own copies of the models' detokenizer tables, by model name."""
+
+    def __init__(self, cells: Cells, tables: dict[str, DetokenizerTable]) -> None:
+        self.name = threading.current_thread().name
+        self.cells = cells
+        self.tables = tables
+        self._loop = asyncio.get_running_loop()
+        self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
+        self._active: set[ActiveRequest] = set()
+
+    def __repr__(self) -> str:
+        return f"<HttpLoop {self.name}: {len(self._active)} requests>"
+
+    def count_active(self) -> int:
+        return len(self._active)
+
+    def answering(self, receive: Receive) -> "ActiveRequest":
+        """`async with` it around all work for one request whose body has been read."""
+        return ActiveRequest(self._active, receive)
+
+    def end_all(self, error: GatewayError) -> None:
+        """From any thread: every request in progress ends with `error`."""
+        try:
+            self._loop.call_soon_threadsafe(self._end_all, error)
+        except RuntimeError:
+            pass  # a closed loop has no requests
+
+    def _end_all(self, error: GatewayError) -> None:
+        for request in list(self._active):
+            request.end(error)
+
+    def ping(self, answered: Callable[[], None]) -> None:
+        """From any thread: have `answered` called on the loop, as a sign of life; raises RuntimeError if closed."""
+        self._loop.call_soon_threadsafe(answered)
+
+
+class ActiveRequest:
+    """Work that others may end: the client by leaving, the gateway by shutting down.
+
+    Whoever ends it gives a GatewayError; the work is cancelled wherever it waits, and the `async with` raises the
+    error in its place. A plain cancellation from outside passes through untouched.
+    """
+
+    __slots__ = ("_active", "_error", "_receive", "_task", "_watch")
+
+    def __init__(self, active: set["ActiveRequest"], receive: Receive) -> None:
+        self._active = active
+        self._receive = receive
+        self._error: GatewayError | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._watch = asyncio.create_task(self._watch_client())
+        self._active.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._active.discard(self)
+        task, self._task = self._task, None
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._error is None or task is None:
+            return
+        was_ended = kind is not None and issubclass(kind, asyncio.CancelledError)
+        if task.uncancel() == 0 and was_ended:
+            raise self._error from None
+
+    def end(self, error: GatewayError) -> None:
+        """On the request's loop: stop the work with `error`; only the first call counts."""
+        if self._error is None and self._task is not None:
+            self._error = error
+            self._task.cancel()
+
+    async def _watch_client(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # a body part nobody asked for
+        self.end(ClientLeft("the client closed the connection"))
+
+
+def count_active(loops: Iterable[HttpLoop]) -> int:
+    return sum(loop.count_active() for loop in loops)

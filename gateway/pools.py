@@ -1,0 +1,124 @@
+"""Bounded thread pools for CPU work, whose sizes can change while they run.
+
+Threads: `run` is called on event loops, jobs run on the pool's threads, `resize` comes from anywhere. `_condition`
+guards the queue and the counts and is never held while a job runs. A job's result returns to the loop that asked.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gateway import log
+from gateway.errors import Overloaded
+from gateway.threads import Supervisor
+
+INLINE_CHARACTERS = 2000
+"""Below this a prompt is prepared on its event loop: the work is then cheaper than a hop to a pool (about 170 µs)."""
+
+
+class _Job:
+    __slots__ = ("arguments", "function", "future", "loop")
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+
+class Pool:
+    """`threads` workers over one queue of at most `queue_limit` jobs.
+
+    `cores` is shared by all pools of the process: however many threads they have together, no more jobs than that
+    run at once, since oversubscribed tokenizer threads drown in futex calls.
+    """
+
+    def __init__(
+        self, name: str, threads: int, supervisor: Supervisor, cores: threading.Semaphore, queue_limit: int = 4096
+    ) -> None:
+        self.name = name
+        self._supervisor = supervisor
+        self._cores = cores
+        self._queue_limit = queue_limit
+        self._condition = threading.Condition()
+        self._queue: deque[_Job] = deque()
+        self._running_threads = 0
+        self._wanted_threads = 0
+        self._spawned = 0
+        self.resize(threads)
+
+    def __repr__(self) -> str:
+        with self._condition:
+            return f"<Pool {self.name}: {self._wanted_threads} threads, {len(self._queue)} jobs waiting>"
+
+    @property
+    def depth(self) -> int:
+        """Jobs waiting for a thread."""
+        return len(self._queue)
+
+    async def run[*Arguments, Result](self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        """`function(*arguments)` on a thread of the pool; raises Overloaded when the queue is full.
+
+        Cancelling the caller drops the job if it has not begun.
+        """
+        job = _Job(function, arguments)
+        with self._condition:
+            if len(self._queue) >= self._queue_limit:
+                raise Overloaded(f"the {self.name} queue is full ({self._queue_limit} jobs); retry later")
+            self._queue.append(job)
+            self._condition.notify()
+        result: Result = await job.future
+        return result
+
+    def resize(self, threads: int) -> None:
+        """Grow now; shrink as threads come free."""
+        with self._condition:
+            self._wanted_threads = threads
+            missing = threads - self._running_threads
+            self._running_threads += max(0, missing)
+            first = self._spawned
+            self._spawned += max(0, missing)
+            self._condition.notify_all()
+        for number in range(first, first + missing):
+            self._supervisor.spawn(f"{self.name}-{number}", self._work, may_return=True)
+
+    def _work(self) -> None:
+        while (job := self._next_job()) is not None:
+            with self._cores:
+                _perform(job)
+
+    def _next_job(self) -> _Job | None:
+        """The next job, or None when this thread is one too many."""
+        with self._condition:
+            while True:
+                if self._running_threads > self._wanted_threads:
+                    self._running_threads -= 1
+                    return None
+                if self._queue:
+                    return self._queue.popleft()
+                self._condition.wait()
+
+
+def _perform(job: _Job) -> None:
+    if job.future.cancelled():
+        return
+    try:
+        result, error = job.function(*job.arguments), None
+    except Exception as raised:  # whatever a job raises belongs to the one who asked for it
+        result, error = None, raised
+    try:
+        job.loop.call_soon_threadsafe(_settle, job.future, result, error)
+    except RuntimeError:
+        log.event(logging.DEBUG, "the loop that asked for a job has closed")
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.cancelled():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,88 @@
+"""Worker URLs: `step://host:port?model=NAME&role=any&weight=1`, one parser for all schemes."""
+
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import parse_qsl, urlsplit
+
+SCHEMES = ("step",)
+ROLES = ("any", "prefill", "decode")
+MAX_WEIGHT = 1000.0
+
+
+class AddressError(ValueError):
+    """A worker URL that makes no sense; the message names it and says what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAddress:
+    """Where a worker is and what the operator says of it. `model` None: ask the engine."""
+
+    scheme: str
+    host: str
+    port: int
+    model: str | None = None
+    role: str = "any"
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Raises AddressError."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise AddressError(f"worker {url!r}: {error}") from error
+        if parts.scheme not in SCHEMES:
+            raise AddressError(
+                f"worker {url!r}: the scheme must be one of {', '.join(SCHEMES)}, as in step://host:port"
+            )
+        if not parts.hostname or not port or parts.path.strip("/") or parts.username or parts.fragment:
+            raise AddressError(
+                f"worker {url!r}: expected {parts.scheme}://host:port?model=NAME&role=ROLE&weight=NUMBER"
+            )
+        options = _options(url, parts.query)
+        return cls(
+            scheme=parts.scheme,
+            host=parts.hostname,
+            port=port,
+            model=options.get("model"),
+            role=_role(url, options.get("role", "any")),
+            weight=_weight(url, options.get("weight", "1")),
+        )
+
+    @property
+    def target(self) -> str:
+        """host:port, as gRPC wants it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.target}"
+
+
+def _options(url: str, query: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise AddressError(f"worker {url!r}: {error}") from error
+    options = dict(pairs)
+    unknown = options.keys() - {"model", "role", "weight"}
+    if unknown or len(options) != len(pairs) or "" in options.values():
+        raise AddressError(f"worker {url!r}: options are model, role and weight, each at most once and not empty")
+    return options
+
+
+def _role(url: str, role: str) -> str:
+    if role not in ROLES:
+        raise AddressError(f"worker {url!r}: role must be one of {', '.join(ROLES)}")
+    return role
+
+
+def _weight(url: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight <= MAX_WEIGHT:
+        raise AddressError(f"worker {url!r}: weight must be a number above 0 and at most {MAX_WEIGHT:g}")
+    return weight

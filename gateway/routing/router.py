@@ -1,0 +1,120 @@
+"""The router: hands out leases on ready workers, fewest requests in flight for its weight first.
+
+Threads: every HTTP loop leases and releases, the engine thread publishes states, the watch reads. `_lock` guards
+`_states` (replaced whole), `_in_flight` and `_turn`, for arithmetic only; `_changed` wakes who waits for a worker.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from engine_adapters.base import EngineInfo
+from gateway.errors import Unavailable
+from gateway.routing.address import WorkerAddress
+
+STATES = ("starting", "ready", "suspect", "unfit", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """`state` is one of STATES; `reason` says in words why a worker is not ready."""
+
+    state: str
+    reason: str = ""
+    model: str = ""
+    info: EngineInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One executor as the router knows it. `session` is the engine thread's, and opaque here."""
+
+    name: str
+    address: WorkerAddress
+    session: Any
+
+
+class Lease:
+    """One request's place on a worker; leaving the `with` gives it back."""
+
+    __slots__ = ("_router", "worker")
+
+    def __init__(self, router: "Router", worker: Worker) -> None:
+        self._router = router
+        self.worker = worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._router.release(self.worker)
+
+
+class Router:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: dict[Worker, WorkerState] = {}
+        self._in_flight: dict[Worker, int] = {}
+        self._turn = 0
+        self._listeners: set[Callable[[], None]] = set()
+
+    def __repr__(self) -> str:
+        parts = (f"{w.name} {state.state} {self._in_flight[w]} in flight" for w, state in self.snapshot().items())
+        return f"<Router: {', '.join(parts)}>"
+
+    def add(self, worker: Worker) -> None:
+        with self._lock:
+            self._states = {**self._states, worker: WorkerState("starting", "not reached yet")}
+            self._in_flight[worker] = 0
+
+    def publish(self, worker: Worker, state: WorkerState) -> None:
+        """Replace what is known of a worker."""
+        with self._lock:
+            self._states = {**self._states, worker: state}
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def snapshot(self) -> dict[Worker, WorkerState]:
+        """All workers; the dict is never changed."""
+        return self._states
+
+    def in_flight(self, worker: Worker) -> int:
+        return self._in_flight[worker]
+
+    def lease(self, model: str, tried: set[Worker]) -> Lease:
+        """A place on the least loaded ready worker of `model`, on one of `tried` only if there is no other.
+
+        Raises Unavailable.
+        """
+        with self._lock:
+            ready = [w for w, state in self._states.items() if state.state == "ready" and state.model == model]
+            candidates = [worker for worker in ready if worker not in tried] or ready
+            if not candidates:
+                raise Unavailable(f"no worker of model {model!r} is ready")
+            self._turn += 1
+            # Ties go to whoever comes first, and that rotates, so that idle workers share alike.
+            first = self._turn % len(candidates)
+            rotated = candidates[first:] + candidates[:first]
+            worker = min(rotated, key=lambda worker: self._in_flight[worker] / worker.address.weight)
+            self._in_flight[worker] += 1
+        return Lease(self, worker)
+
+    def release(self, worker: Worker) -> None:
+        with self._lock:
+            self._in_flight[worker] -= 1
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called, on any thread, after each change of a worker's state; returns the unsubscription."""
+        with self._lock:
+            self._listeners.add(listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._listeners.discard(listener)
+
+        return unsubscribe

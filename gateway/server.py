@@ -1,0 +1,267 @@
+"""The process: starts every thread, serves HTTP on loops of its own, and ends in good order.
+
+Threads: `Server` is the main thread's. It shares with the HTTP threads what `Gateway` holds, and tells them to stop
+through their loops.
+"""
+
+import asyncio
+import errno
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import hypercorn.asyncio
+import hypercorn.config
+
+from engine_adapters.base import EngineInfo
+from gateway import log
+from gateway.api.status import unready
+from gateway.app import App
+from gateway.config import Config
+from gateway.embedded import EmbeddedExecutor
+from gateway.engines import EngineThread, WorkerUnfit
+from gateway.errors import Unavailable
+from gateway.generate import Gateway
+from gateway.http_loop import count_active
+from gateway.metrics import (
+    ACTIVE_REQUESTS,
+    POOL_DEPTH,
+    WORKER_IN_FLIGHT,
+    WORKER_READY,
+    WORKER_RUNNING,
+    WORKER_WAITING,
+    Registry,
+)
+from gateway.model import Model
+from gateway.pools import Pool
+from gateway.routing import Router, WorkerAddress
+from gateway.threads import Supervisor
+from gateway.watch import Watch
+
+BACKLOG = 4096
+KEEP_ALIVE_SECONDS = 75
+LAST_WORDS_SECONDS = 1.0
+"""How long the ends of streams, the aborts and the servers may take once the grace period is over."""
+
+
+class StartError(Exception):
+    """The gateway cannot start; the message says why and what to do."""
+
+
+class Server:
+    """A running gateway. Raises StartError when the address cannot be had."""
+
+    def __init__(self, config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> None:
+        self._listener = listen(config)
+        self._woken = threading.Event()
+        supervisor = Supervisor(on_failure=lambda reason: self._woken.set())
+        registry, router = Registry(), Router()
+        admit = functools.partial(admitted_model, models)
+        cores = threading.Semaphore(os.cpu_count() or 1)
+        self.gateway = Gateway(
+            config=config,
+            models=models,
+            router=router,
+            engine=EngineThread(router, admit, registry.cells(), supervisor),
+            tokenize=Pool("tokenize", config.tokenize_threads, supervisor, cores),
+            registry=registry,
+            supervisor=supervisor,
+        )
+        add_gauges(self.gateway)
+        self._watch = Watch(self.gateway)
+        self.embedded = [] if workers else [self._embed(model) for model in models.values()]
+        for address in workers:
+            self.gateway.engine.connect(address)
+        app = App(self.gateway)
+        self._http = [HttpThread(number, app, self._listener, supervisor) for number in range(config.http_threads)]
+
+    @property
+    def url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def wake(self) -> None:
+        """From any thread or a signal handler: end `wait`."""
+        self._woken.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until `wake` or a failure."""
+        return self._woken.wait(timeout)
+
+    def is_ready(self) -> bool:
+        return not unready(self.gateway)
+
+    def stop(self) -> int:
+        """End everything in order and return the exit code. The engine's loop goes on until the process is gone."""
+        supervisor = self.gateway.supervisor
+        supervisor.ending = True
+        for http in self._http:
+            http.stop()
+        self._listener.close()
+        if supervisor.failure is None:
+            self._woken.clear()
+            self._wait_for_requests(self.gateway.config.grace_seconds)
+        error = Unavailable(supervisor.failure or "the gateway is shutting down")
+        for loop in self.gateway.loops:
+            loop.end_all(error)
+        self._wait_for_requests(LAST_WORDS_SECONDS)
+        self.gateway.engine.confirmed_aborts(LAST_WORDS_SECONDS)
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        for http in self._http:
+            http.thread.join(max(0.0, deadline - time.monotonic()))
+        self._watch.stop()
+        for executor in self.embedded:
+            executor.stop(LAST_WORDS_SECONDS)
+        return 0 if supervisor.failure is None else 1
+
+    def _embed(self, model: Model) -> EmbeddedExecutor:
+        def connect(address: str) -> None:
+            url = WorkerAddress.parse(f"step://{address}?model={model.name}")
+            self.gateway.engine.connect(url, f"embedded-{model.name}")
+
+        return EmbeddedExecutor(model.name, model.folder, self.gateway.supervisor, connect)
+
+    def _wait_for_requests(self, seconds: float) -> None:
+        """Until none is active, `seconds` have passed, or somebody wakes us to hurry."""
+        deadline = time.monotonic() + seconds
+        while count_active(self.gateway.loops) and time.monotonic() < deadline and not self._woken.wait(0.01):
+            pass
+
+
+class HttpThread:
+    """One HTTP event loop in a thread of its own, with its own duplicate of the listening socket."""
+
+    def __init__(self, number: int, app: App, listener: socket.socket, supervisor: Supervisor) -> None:
+        self._app = app
+        self._listener = listener.dup()
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self.thread = supervisor.spawn(f"http-{number}", self._run)
+
+    def stop(self) -> None:
+        """From any thread: accept no more, and end when the open connections do."""
+        try:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        except RuntimeError:
+            pass  # its thread has died, and the loop with it
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(hypercorn.asyncio.serve(self._app, self._config(), shutdown_trigger=self._stopping.wait))  # type: ignore[arg-type]
+
+    def _config(self) -> hypercorn.config.Config:
+        config = hypercorn.config.Config()
+        config.bind = [f"fd://{self._listener.detach()}"]
+        config.backlog = BACKLOG
+        config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+        config.keep_alive_max_requests = sys.maxsize
+        config.include_server_header = False
+        server_log = log.logger.getChild("http")
+        server_log.setLevel(logging.WARNING)
+        config.errorlog = server_log
+        return config
+
+
+def listen(config: Config) -> socket.socket:
+    """The one listening socket; raises StartError when the address is taken or not ours.
+
+    Accepted connections inherit its options: no Nagle delay, and an end for peers that acknowledge nothing.
+    """
+    family, kind, protocol, _, address = resolve(config)
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.dead_client_seconds * 1000))
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"port {config.port} on {config.host} is in use; stop what uses it or choose another with --port"
+            ) from error
+        raise StartError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+    return listener
+
+
+type Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[object, ...]]
+
+
+def resolve(config: Config) -> Resolved:
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except socket.gaierror as error:
+        raise StartError(f"--host {config.host} is not an address: {error.strerror}") from error
+    return found[0]
+
+
+def admitted_model(models: dict[str, Model], address: WorkerAddress, info: EngineInfo) -> str:
+    """The served model that a worker's engine fits; raises WorkerUnfit."""
+    name = address.model or (info.model if info.model in models else None)
+    if name is None and len(models) == 1:
+        (name,) = models
+    model = models.get(name or "")
+    if model is None:
+        raise WorkerUnfit(
+            f"it serves {info.model!r}, and this gateway serves {', '.join(map(repr, models))}; "
+            "say which one it is with ?model=NAME in the worker's URL"
+        )
+    theirs, ours = info.tokenizer_fingerprint, model.tokenizer.fingerprint
+    if theirs and theirs != ours:
+        raise WorkerUnfit(
+            f"its tokenizer ({theirs.hex()[:16]}…) is not that of model {model.name!r} here ({ours.hex()[:16]}…): "
+            "every token would mean something else; point both at the same model folder"
+        )
+    return model.name
+
+
+def add_gauges(gateway: Gateway) -> None:
+    """What is read at the moment of a scrape."""
+    router, registry = gateway.router, gateway.registry
+
+    def each_worker(read: Callable[..., float]) -> Callable[[], list[tuple[tuple[str, ...], float]]]:
+        return lambda: [((worker.name,), read(worker)) for worker in router.snapshot()]
+
+    registry.gauge(
+        WORKER_READY,
+        lambda: [((w.name, state.model), float(state.state == "ready")) for w, state in router.snapshot().items()],
+    )
+    registry.gauge(WORKER_IN_FLIGHT, each_worker(router.in_flight))
+    registry.gauge(WORKER_RUNNING, each_worker(lambda worker: worker.session.load.running))
+    registry.gauge(WORKER_WAITING, each_worker(lambda worker: worker.session.load.waiting))
+    registry.gauge(POOL_DEPTH, lambda: [((gateway.tokenize.name,), gateway.tokenize.depth)])
+    registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
+
+
+def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> int:
+    """Serve until a signal or a failure; returns the exit code. Raises StartError."""
+    server = Server(config, models, workers)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.wake())
+    log.event(logging.INFO, f"listening on {server.url}")
+    while not server.is_ready() and not server.wait(0.02):
+        pass
+    if server.is_ready():
+        announce(server)
+    server.wait()
+    return server.stop()
+
+
+def announce(server: Server) -> None:
+    """The ready line, and a command to paste."""
+    model = next(iter(server.gateway.models))
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    sys.stdout.write(
+        f"Ready: {server.url}\n  curl -N {server.url}/v1/chat/completions "
+        f"-H 'content-type: application/json' \\\n    -d '{body}'\n"
+    )
+    sys.stdout.flush()

@@ -1,0 +1,84 @@
+"""Threads that cannot die unnoticed, and mailboxes that carry work to an event loop in batches.
+
+Threads: any thread may call `Supervisor.spawn` and `fail`; the first failure is kept, `failed` wakes the main thread.
+`Mailbox.post` may be called from any thread, `handle` runs on the loop's own; `_lock` guards `_pending` only.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from gateway import log
+
+
+class Supervisor:
+    """Starts the gateway's threads; the unexpected end of any of them is the end of the gateway."""
+
+    def __init__(self, on_failure: Callable[[str], None] = lambda reason: None) -> None:
+        self._lock = threading.Lock()
+        self._on_failure = on_failure
+        self.failure: str | None = None
+        self.ending = False
+        """Set once the process is meant to end: threads may return from then on."""
+
+    def spawn(self, name: str, run: Callable[[], None], *, may_return: bool = False) -> threading.Thread:
+        """Run `run` in a daemon thread; an exception is a failure, a return too unless `ending` or `may_return`."""
+        thread = threading.Thread(target=self._guarded, args=(name, run, may_return), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def fail(self, reason: str) -> None:
+        """Record why the gateway cannot go on; only the first reason counts."""
+        with self._lock:
+            if self.failure is not None:
+                return
+            self.failure = reason
+        log.event(logging.ERROR, reason)
+        self._on_failure(reason)
+
+    def _guarded(self, name: str, run: Callable[[], None], may_return: bool) -> None:
+        try:
+            run()
+        except BaseException as error:
+            # BaseException: whatever ends a thread of ours, SystemExit included, must be known.
+            log.logger.debug("thread %s", name, exc_info=True)
+            self.fail(f"thread {name} died: {type(error).__name__}: {error}")
+        else:
+            if not (may_return or self.ending):
+                self.fail(f"thread {name} ended")
+
+
+class Mailbox[Item]:
+    """Items for one event loop: however many are posted, at most one wake-up of the loop is pending.
+
+    A wake-up costs its sender a system call and the receiver a turn of its loop; items posted meanwhile ride along.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, handle: Callable[[Item], None]) -> None:
+        self._loop = loop
+        self._handle = handle
+        self._items: deque[Item] = deque()
+        self._pending = False
+        self._lock = threading.Lock()
+
+    def post(self, item: Item) -> bool:
+        """Have `handle(item)` called on the loop; False when the loop is closed and nobody will."""
+        self._items.append(item)
+        with self._lock:
+            if self._pending:
+                return not self._loop.is_closed()
+            self._pending = True
+        try:
+            self._loop.call_soon_threadsafe(self._drain)
+        except RuntimeError:
+            return False
+        return True
+
+    def _drain(self) -> None:
+        with self._lock:
+            self._pending = False
+        # Only what is here now: items posted while we work come with their own wake-up and others get a turn.
+        for _ in range(len(self._items)):
+            self._handle(self._items.popleft())

@@ -1,0 +1,43 @@
+"""The control loop: names streams that stand still and takes silent workers out of the rotation.
+
+Threads: runs on its own; reads sessions, and has the engine thread change their state.
+"""
+
+import logging
+import threading
+import time
+
+from gateway import log
+from gateway.engines import stalled
+from gateway.generate import Gateway
+from gateway.metrics import STALLED
+
+TICK_SECONDS = 0.25
+
+
+class Watch:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._stopped = threading.Event()
+        self._stalled = 0
+        gateway.registry.gauge(STALLED, lambda: [((), self._stalled)])
+        self.thread = gateway.supervisor.spawn("watch", self._run)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(TICK_SECONDS):
+            self._name_stalled_streams()
+            for worker in self._gateway.router.snapshot():
+                worker.session.check_silence()
+
+    def _name_stalled_streams(self) -> None:
+        found = stalled(self._gateway.router.snapshot(), self._gateway.config.stall_seconds)
+        self._stalled = len(found)
+        for worker, stream in found:
+            if not stream.stalled:
+                stream.stalled = True
+                fields = {"id": stream.request_id, "worker": worker.name}
+                fields["seconds"] = f"{time.monotonic() - stream.progressed_at:.0f}"
+                log.event(logging.WARNING, "a stream makes no progress", **fields)
