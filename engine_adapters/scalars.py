@@ -13,13 +13,13 @@ Read = Callable[[Data, int], tuple[Any, int]]
 checks. Raises IndexError or struct.error when the data ends first."""
 
 Write = Callable[[list[bytes], bytes, Any], None]
-"""(chunks, tag, value): appends tag and value; raises ValueError, TypeError or struct.error where that is impossible."""
+"""(chunks, tag, value): appends tag and value. Raises ValueError, TypeError or struct.error for one that does not fit."""
 
 _MASK64 = (1 << 64) - 1
 
 
 class DecodeError(ValueError):
-    """The bytes are no message of this class."""
+    """The bytes are no message of this class; the message says why."""
 
 
 _MORE = [bytes((byte | 0x80,)) for byte in range(0x80)]

@@ -261,6 +261,8 @@ class Parser:
 
     def _field(self, message: MessageDeclaration, labels: tuple[str, ...]) -> FieldDeclaration:
         label = self._identifier()
+        if label in ("message", "enum", "group", "option", "extensions"):
+            raise self._error(f"{label!r} is not supported here")
         comment = self._leading_comment()
         key_type = ""
         if label not in labels:
