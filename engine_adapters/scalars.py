@@ -13,7 +13,8 @@ Read = Callable[[Data, int], tuple[Any, int]]
 checks. Raises IndexError or struct.error when the data ends first."""
 
 Write = Callable[[list[bytes], bytes, Any], None]
-"""(chunks, tag, value): appends tag and value. Raises ValueError, TypeError or struct.error for one that does not fit."""
+"""(chunks, tag, value): appends tag and value. Raises ValueError, TypeError, OverflowError or struct.error when the
+value does not fit."""
 
 _MASK64 = (1 << 64) - 1
 
