@@ -57,7 +57,7 @@ class App:
             await self._router(scope, receive, send)
         except Exception as error:  # the door: whatever happened, the client gets an answer and the log its line
             record.error = as_gateway_error(error, scope["path"])
-            if record.status == 0 and not isinstance(record.error, ClientLeft):
+            if not isinstance(record.error, ClientLeft):
                 await send_error(scope, send, record.error)
         finally:
             finish(record, scope)

@@ -47,14 +47,14 @@ class EmbeddedExecutor:
             process.kill()
 
     def _follow(self) -> None:
-        port = 0
+        port, address = 0, None
         for life in range(RESTARTS + 1):
             process = self._process = self._start(port)
             assert process.stdout is not None
             line = process.stdout.readline()
             if line:
-                address = json.loads(line)["address"]
-                if life == 0:
+                if address is None:
+                    address = json.loads(line)["address"]
                     self._on_address(address)
                 port = int(address.rpartition(":")[2])
             code = process.wait()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from engine_adapters.base import Delivery, Engine, EngineInfo, EngineLost, Finish, FinishReason, Load, Submission
 from engine_adapters.step.client import StepClient
@@ -125,8 +126,10 @@ class Session:
                 self._publish(WorkerState("unfit", str(error)))
             except EngineLost as error:
                 # A connection that had been good starts the series of delays anew.
-                failures = 0 if self._state().state == "ready" else failures
+                failures = failures if self._state().info is None else 0
                 self._publish(WorkerState("lost", str(error)))
+            # Only now, so that whoever tries again does not come back to this worker.
+            self._end_streams(f"worker {self.worker.name} was lost")
             await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
             failures += 1
 
@@ -140,7 +143,6 @@ class Session:
             await engine.run(self._deliver)
         finally:
             self._engine = None
-            self._end_streams(f"worker {self.worker.name} was lost")
             with contextlib.suppress(Exception):  # a broken channel may object to being closed
                 await engine.close()
 
@@ -257,7 +259,15 @@ class EngineThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(self._on_loop_error)
         self._loop.run_forever()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # grpc.aio reports odds and ends of calls we have cancelled here; a failed callback of ours is another matter.
+        if "handle" in context:
+            self.supervisor.fail(f"the engine thread failed: {context.get('exception')!r}")
+        else:
+            log.event(logging.DEBUG, "engine loop: " + context["message"], exception=context.get("exception"))
 
     def _spawn(self, session: Session) -> None:
         task = self._loop.create_task(session.serve(), name=session.worker.name)

@@ -86,4 +86,6 @@ class RequestRecord:
     completion_tokens: int = 0
     cached_tokens: int = 0
     status: int = 0
+    """0 until the response has begun."""
+    is_streaming: bool = False
     error: GatewayError | None = None

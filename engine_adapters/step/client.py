@@ -4,11 +4,11 @@ Threads: none of its own. Everything here runs on the event loop of the gateway'
 """
 
 import asyncio
-import contextlib
 import time
 from array import array
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,7 +21,7 @@ CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An executor speaks every second; one that says nothing for this long is taken for dead."""
 FRAME_BYTES = 1 << 20
-"""A ClientFrame is closed once it is this large, so that no abort waits behind a long prompt of another request."""
+"""A ClientFrame takes no further prompt once it is this large, so that no abort waits behind many long ones."""
 STREAM_ID_LIMIT = 1 << 32
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -34,7 +34,8 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 REASONS = {reason.value: reason for reason in FinishReason}
-Answer = TypeVar("Answer")
+Answer = TypeVar("Answer", bound=codec.Message)
+AttachCall: TypeAlias = "grpc.aio.StreamStreamCall[messages.ClientFrame, bytes]"
 
 
 class StepClient(Generic[Key]):
@@ -51,7 +52,7 @@ class StepClient(Generic[Key]):
         self._stream_ids: dict[Key, int] = {}
         self._aborted: set[int] = set()
         self._next_stream_id = 1
-        self._submits: list[messages.Submit] = []
+        self._submits: deque[messages.Submit] = deque()
         self._aborts: list[int] = []
         self._something_to_send = asyncio.Event()
         self._load = Load()
@@ -88,20 +89,22 @@ class StepClient(Generic[Key]):
         )
 
     async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
-        attach = self._channel.stream_stream(
-            messages.EXECUTOR_ATTACH, request_serializer=codec.encode, response_deserializer=None
+        attach: grpc.aio.StreamStreamMultiCallable[messages.ClientFrame, bytes] = self._channel.stream_stream(
+            messages.EXECUTOR_ATTACH, request_serializer=codec.encode
         )
-        call = attach(wait_for_ready=False)
-        sender = asyncio.create_task(self._send(call))
+        call = attach()
+        halves = [asyncio.create_task(self._send(call)), asyncio.create_task(self._receive(call, deliver))]
         try:
-            await self._receive(call, deliver)
+            done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
+            for half in done:
+                half.result()
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"the stream to {self._address} broke: {_describe(error)}") from error
         finally:
-            sender.cancel()
             call.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await sender
+            for half in halves:
+                half.cancel()
+            await asyncio.gather(*halves, return_exceptions=True)
 
     def submit(self, key: Key, submission: Submission) -> None:
         stream_id = self._new_stream_id()
@@ -126,6 +129,10 @@ class StepClient(Generic[Key]):
         if stream_id is None:
             return
         del self._keys[stream_id]
+        for submit in self._submits:
+            if submit.stream_id == stream_id:
+                self._submits.remove(submit)  # the executor never heard of it
+                return
         self._aborted.add(stream_id)
         self._aborts.append(stream_id)
         self._something_to_send.set()
@@ -133,7 +140,7 @@ class StepClient(Generic[Key]):
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _ask(self, method: str, question: object, answer: type[Answer]) -> Answer:
+    async def _ask(self, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
         call = self._channel.unary_unary(
             method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
         )
@@ -143,8 +150,8 @@ class StepClient(Generic[Key]):
             raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
         return result
 
-    async def _send(self, call: grpc.aio.StreamStreamCall) -> None:
-        """Write what has gathered, in as few frames as the size limit allows; aborts travel in the first of them."""
+    async def _send(self, call: AttachCall) -> None:
+        """Write what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
         await call.write(messages.ClientFrame(protocol_version=PROTOCOL_VERSION))
         while True:
             await self._something_to_send.wait()
@@ -153,23 +160,19 @@ class StepClient(Generic[Key]):
                 await call.write(self._next_frame())
 
     def _next_frame(self) -> messages.ClientFrame:
-        count, size = 0, 0
-        for submit in self._submits:
-            size += len(submit.token_ids) + 256
-            if count and size > FRAME_BYTES:
-                break
-            count += 1
-        submits, self._submits = self._submits[:count], self._submits[count:]
-        # An abort must not overtake its own submit, which may still be waiting for a later frame.
-        waiting = {submit.stream_id for submit in self._submits}
-        aborts = [stream_id for stream_id in self._aborts if stream_id not in waiting]
-        self._aborts = [stream_id for stream_id in self._aborts if stream_id in waiting]
-        return messages.ClientFrame(submits=submits, aborts=array("I", aborts).tobytes())
+        frame = messages.ClientFrame(aborts=array("I", self._aborts).tobytes())
+        self._aborts.clear()
+        size = 0
+        while self._submits and size < FRAME_BYTES:
+            submit = self._submits.popleft()
+            frame.submits.append(submit)
+            size += len(submit.token_ids) + len(submit.stop_token_ids)
+        return frame
 
-    async def _receive(self, call: grpc.aio.StreamStreamCall, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
+    async def _receive(self, call: AttachCall, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
         while True:
             data = await _in_time(call.read(), self._address)
-            if data is grpc.aio.EOF:
+            if not isinstance(data, bytes):
                 raise EngineLost(f"{self._address} ended the stream: {await call.code()} {await call.details()}")
             self._last_frame_at = time.monotonic()
             try:
@@ -240,7 +243,8 @@ def columns(frame: messages.StepFrame) -> list[tuple[int, Sequence[int]]]:
     counts = memoryview(frame.counts).cast("I").tolist()
     if len(counts) != len(stream_ids) or sum(counts) != len(token_ids):
         raise ValueError("counts must tell how the token ids are divided")
-    result, start = [], 0
+    result: list[tuple[int, Sequence[int]]] = []
+    start = 0
     for stream_id, count in zip(stream_ids, counts, strict=True):
         result.append((stream_id, token_ids[start : start + count]))
         start += count
@@ -259,7 +263,7 @@ def _finish(finished: messages.Finished) -> Finish:
     )
 
 
-async def _in_time(read: Awaitable[bytes], address: str) -> bytes:
+async def _in_time(read: Awaitable[object], address: str) -> object:
     try:
         return await asyncio.wait_for(read, SILENCE_SECONDS)
     except asyncio.TimeoutError:

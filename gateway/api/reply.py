@@ -38,28 +38,25 @@ async def send_body(scope: Scope, send: Send, body: bytes, content_type: bytes, 
 
 
 async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
-    await send_json(scope, send, error.body(), error.status)
+    """The error as the response, or, when one has begun to stream, as its last event."""
+    if scope["record"].status == 0:
+        await send_json(scope, send, error.body(), error.status)
+    elif scope["record"].is_streaming:
+        await send({"type": "http.response.body", "body": event_of(error.body())})
 
 
 async def send_events(scope: Scope, send: Send, parts: AsyncGenerator[bytes]) -> None:
     """Stream `parts`, each one or more whole events.
 
-    The response starts with the first part, so that what fails before it still gets its status; what fails later
-    becomes one error event, and the stream ends.
+    The response starts with the first part, so that what fails before it still gets its own status.
     """
     started = False
-    try:
-        async with aclosing(parts):
-            async for part in parts:
-                if not started:
-                    await _start(scope, send, list(EVENT_HEADERS))
-                    started = True
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-    except GatewayError as error:
-        if not started:
-            raise
-        scope["record"].error = error
-        await send({"type": "http.response.body", "body": event_of(error.body()), "more_body": True})
+    async with aclosing(parts):
+        async for part in parts:
+            if not started:
+                await _start(scope, send, list(EVENT_HEADERS))
+                scope["record"].is_streaming = started = True
+            await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 

@@ -70,11 +70,10 @@ class WindowDetokenizer:
     """For every other tokenizer: decode a window of recent ids twice, with and without the new ones, and emit the
     difference once it does not end in the middle of a character (the scheme of vLLM and TGI)."""
 
-    __slots__ = ("_ids", "_read", "_tokenizer", "_vocabulary_size", "_start", "unknown")
+    __slots__ = ("_ids", "_read", "_tokenizer", "_start", "unknown")
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._vocabulary_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self._ids: list[int] = []
         self._start = 0
         self._read = 0
@@ -97,8 +96,9 @@ class WindowDetokenizer:
         return self._new_text()
 
     def _new_text(self) -> str:
-        known = self._tokenizer.decode(self._ids[self._start : self._read])
-        return self._tokenizer.decode(self._ids[self._start :])[len(known) :]
+        known: str = self._tokenizer.decode(self._ids[self._start : self._read])
+        text: str = self._tokenizer.decode(self._ids[self._start :])
+        return text[len(known) :]
 
     def _forget(self) -> None:
         del self._ids[: self._start]

@@ -48,7 +48,8 @@ class Tokenizer:
 
     def decode(self, token_ids: list[int]) -> str:
         """The full text, without special tokens."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
 
     def _pieces(self, vocabulary: dict[str, int]) -> list[bytes]:
         pieces = [b""] * self.vocab_size
