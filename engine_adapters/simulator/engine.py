@@ -40,25 +40,20 @@ class EngineClock:
 
 
 class TokenMeter:
-    """Tokens generated over the last second."""
+    """Tokens generated over the last second, told by a count that only grows."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, int]] = deque()
-        self._total = 0
+        self._counts: deque[tuple[float, int]] = deque()
+        self._count_before = 0
 
-    def add(self, tokens: int) -> None:
-        self._steps.append((time.monotonic(), tokens))
-        self._total += tokens
-        self._forget()
+    def note(self, count: int) -> None:
+        self._counts.append((time.monotonic(), count))
 
     def rate(self) -> float:
-        self._forget()
-        return float(self._total)
-
-    def _forget(self) -> None:
         oldest = time.monotonic() - 1
-        while self._steps and self._steps[0][0] < oldest:
-            self._total -= self._steps.popleft()[1]
+        while self._counts and self._counts[0][0] < oldest:
+            self._count_before = self._counts.popleft()[1]
+        return float(self._counts[-1][1] - self._count_before) if self._counts else 0.0
 
 
 class SimulatedEngine:
@@ -113,11 +108,10 @@ class SimulatedEngine:
                 continue
             await self._work_until(end)
             outputs = self._scheduler.end_step()
-            self._meter.add(sum(len(token_ids) for _, token_ids, _ in outputs))
+            self._meter.note(self._scheduler.tokens_generated)
             self._emit(outputs)
             if not self._clock.speed:
                 await server.frames_taken(FRAME_WAIT)
-            await asyncio.sleep(0)
 
     def _emit(self, outputs: "Sequence[tuple[Stream, Sequence[int], Finish | None]]") -> None:
         if self._server is not None:
@@ -135,6 +129,8 @@ class SimulatedEngine:
 
     async def _work_until(self, end: float) -> None:
         """Wait for a step's end, but not when everybody in it has been aborted."""
+        if self._clock.seconds_until(end) <= 0:
+            await asyncio.sleep(0)  # late or at speed 0, but others must have their turn
         while (seconds := self._clock.seconds_until(end)) > 0 and not self._scheduler.is_step_deserted:
             await self._has_change_within(seconds)
             self._something_changed.clear()

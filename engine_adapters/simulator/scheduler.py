@@ -110,6 +110,7 @@ class Scheduler(Generic[Key]):
     ) -> None:
         self.step = 0
         self.kv_tokens_used = 0
+        self.tokens_generated = 0
         self._plan_for = plan_for
         self._costs = costs
         self._max_running = max_running
@@ -184,18 +185,21 @@ class Scheduler(Generic[Key]):
         """What the planned step brought, in the order of admission."""
         self.step += 1
         outputs: list[tuple[Key, Sequence[int], Finish | None]] = []
+        generated = 0
         for run in self._working:
-            if run.is_gone or self._must_wait_for_first_token(run):
+            if run.is_gone or (not run.is_prefilled and self._must_wait_for_first_token(run)):
                 continue
-            before = run.generated
+            generated -= run.generated
             token_ids, finish = run.advance()
-            self.kv_tokens_used += run.generated - before
+            generated += run.generated
             if finish is not None:
                 self._leave(run)
             elif run.plan.delays:
                 run.ready_at = self._ends_at + run.plan.delays.get(run.index, 0.0)
             outputs.append((run.key, token_ids, finish))
         self._working = []
+        self.kv_tokens_used += generated
+        self.tokens_generated += generated
         return outputs
 
     def next_ready_at(self) -> "float | None":
@@ -204,8 +208,6 @@ class Scheduler(Generic[Key]):
         return earliest if earliest < math.inf else None
 
     def _must_wait_for_first_token(self, run: "Run[Key]") -> bool:
-        if run.is_prefilled:
-            return False
         run.is_prefilled = True
         delay = run.plan.delays.get(0, 0.0)
         run.ready_at = self._ends_at + delay

@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -36,6 +36,7 @@ SERVER_OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
+Context = grpc.aio.ServicerContext[Any, Any]
 log = logging.getLogger(__name__)
 
 
@@ -152,16 +153,16 @@ class StepServer:
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         service = messages.EXECUTOR_ATTACH.split("/")[1]
-        methods = {
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             messages.EXECUTOR_ATTACH: grpc.stream_stream_rpc_method_handler(self._attach),
             messages.EXECUTOR_GET_INFO: grpc.unary_unary_rpc_method_handler(self._get_info),
             messages.EXECUTOR_HEALTH: grpc.unary_unary_rpc_method_handler(self._health),
         }
         return grpc.method_handlers_generic_handler(
-            service, {path.rsplit("/")[-1]: handler for path, handler in methods.items()}
+            service, {path.split("/")[-1]: handler for path, handler in methods.items()}
         )
 
-    async def _get_info(self, _request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+    async def _get_info(self, _request: bytes, _context: Context) -> bytes:
         info = self._info
         return codec.encode(
             messages.Info(
@@ -177,13 +178,13 @@ class StepServer:
             )
         )
 
-    async def _health(self, _request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+    async def _health(self, _request: bytes, _context: Context) -> bytes:
         problem = self._engine.health()
         return codec.encode(messages.HealthReply(healthy=not problem, message=problem))
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    async def _attach(self, _requests: object, context: grpc.aio.ServicerContext) -> None:
+    async def _attach(self, _requests: object, context: Context) -> None:
         await self._check_hello(context)
         session = Session(context.peer())
         self._sessions.add(session)
@@ -202,7 +203,7 @@ class StepServer:
                 task.add_done_callback(_log_failure)
             log.info("%s is gone", session.peer)
 
-    async def _check_hello(self, context: grpc.aio.ServicerContext) -> None:
+    async def _check_hello(self, context: Context) -> None:
         try:
             data = await asyncio.wait_for(context.read(), HELLO_SECONDS)
             version = codec.decode(messages.ClientFrame, data).protocol_version if data is not grpc.aio.EOF else 0
@@ -217,7 +218,7 @@ class StepServer:
                 f"as protocol_version, but it carried {version or 'none'}: update the older of gateway and executor",
             )
 
-    async def _read(self, session: "Session", context: grpc.aio.ServicerContext) -> None:
+    async def _read(self, session: "Session", context: Context) -> None:
         while (data := await context.read()) is not grpc.aio.EOF:
             try:
                 frame = codec.decode(messages.ClientFrame, data)
@@ -229,7 +230,7 @@ class StepServer:
             if frame.aborts:
                 self._abort(session, frame.aborts)
 
-    async def _write(self, session: "Session", context: grpc.aio.ServicerContext) -> None:
+    async def _write(self, session: "Session", context: Context) -> None:
         version = PROTOCOL_VERSION
         while True:
             frame = session.next_frame(self._step, self._engine.load())
