@@ -28,6 +28,7 @@ def load_module(name: str, path: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def generator() -> ModuleType:
     """proto/generate.py, which no import finds."""
+    sys.path.append(str(ROOT / "proto"))
     return load_module("proto_generate", ROOT / "proto/generate.py")
 
 
