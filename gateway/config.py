@@ -29,8 +29,10 @@ def one_of(*choices: str) -> Check:
     return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
 
 
-def option(default: Any, help: str, metavar: str = "", check: Check | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "metavar": metavar, "check": check})
+def option(default: Any, help: str, metavar: str = "", check: Check | None = None, default_text: str = "") -> Any:
+    """A setting; `default_text` says in words what the default is where that depends on the machine."""
+    shown = default_text or ("none" if default == () else str(default))
+    return field(default=default, metadata={"help": help, "metavar": metavar, "check": check, "shown": shown})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,30 @@ class Config:
     host: str = option("127.0.0.1", "address to listen on", "ADDRESS")
     port: int = option(8000, "port to listen on; 0 takes a free one", "PORT", between(0, 65535))
     model_path: tuple[str, ...] = option(
-        (), "a Hugging Face model folder to serve, optionally under a name; default: the demo model", "[NAME=]DIR"
+        (),
+        "a Hugging Face model folder to serve, optionally under a name",
+        "[NAME=]DIR",
+        default_text="the demo model",
     )
     worker: tuple[str, ...] = option(
         (),
-        "an executor, such as step://host:port?model=NAME&role=any&weight=1; default: an embedded simulator",
+        "an executor, such as step://host:port?model=NAME&role=any&weight=1",
         "URL",
+        default_text="an embedded simulator for each model",
     )
     http_threads: int = option(
-        max(1, (os.cpu_count() or 1) // 4), "event-loop threads that serve HTTP", "N", between(1, 256)
+        max(1, (os.cpu_count() or 1) // 4),
+        "event-loop threads that serve HTTP",
+        "N",
+        between(1, 256),
+        default_text="a quarter of the cores",
     )
     tokenize_threads: int = option(
-        max(1, os.cpu_count() or 1), "threads that render and tokenize long prompts", "N", between(1, 256)
+        max(1, os.cpu_count() or 1),
+        "threads that render and tokenize long prompts",
+        "N",
+        between(1, 256),
+        default_text="the cores",
     )
     grace_seconds: float = option(
         30.0, "how long running streams may go on after SIGTERM", "SECONDS", between(0, 86400)
@@ -114,8 +128,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _help(item: Field[Any], repeatable: bool) -> str:
-    text: str = item.metadata["help"]
-    return text + (" (repeatable)" if repeatable else f" (default: {item.default})")
+    repetition = ", repeatable" if repeatable else ""
+    return f"{item.metadata['help']} (default: {item.metadata['shown']}{repetition})"
+
+
+def as_markdown() -> str:
+    """docs/configuration.md."""
+    rows = [
+        f"| `--{item.name.replace('_', '-')}` | `{item.metadata['metavar']}`".replace(" | ``", " |")
+        + f" | {item.metadata['help']} | {item.metadata['shown']} |"
+        for item in fields(Config)
+    ]
+    return "\n".join([MARKDOWN_HEAD, *rows, ""])
+
+
+MARKDOWN_HEAD = """# Configuration
+
+Made from the fields of `gateway/config.py` by `make docs`.
+
+Every option can be given on the command line (`--port 8080`), in the environment (`GATEWAY_PORT=8080`; lists are
+separated by spaces, switches are `1` or `0`), or in a TOML file named by `--config FILE` or `GATEWAY_CONFIG`
+(`port = 8080`; repeatable options are lists). The command line wins over the environment, the environment over the
+file. A setting that cannot be used ends the start with exit code 2 and a message that names it and its source.
+
+| option | value | what it does | default |
+|---|---|---|---|"""
 
 
 def _from_file(path: str) -> dict[str, Any]:
