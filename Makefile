@@ -1,7 +1,7 @@
 # Two commands are enough on a fresh machine: `make run` and `make test`.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gil lint perf soak lock
+.PHONY: help setup run test test-gil lint perf soak lock docs
 
 # Options for `python3.13t -m gateway` (make run) or `python3.13t -m perf` (make perf), and for pytest.
 ARGS ?=
@@ -43,3 +43,6 @@ soak: setup  ## the soak tests, two minutes each
 
 lock:  ## resolve the pinned versions anew (needs the package index)
 	@bash setup/lock.sh
+
+docs: setup  ## docs/configuration.md, from the fields of gateway/config.py
+	@$(gateway_python) -c "from gateway.config import as_markdown; print(as_markdown(), end='')" > docs/configuration.md

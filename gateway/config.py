@@ -80,7 +80,7 @@ class Config:
     )
     log_format: str = option("human", "how log lines look: human or json", "FORMAT", one_of(*FORMATTERS))
     log_level: str = option("info", "debug, info, warning or error", "LEVEL", one_of(*LEVELS))
-    allow_gil: bool = option(False, "serve even though the GIL is on (for comparisons)")
+    allow_gil: bool = option(False, "serve even though the GIL is on (for comparisons)", default_text="off")
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
