@@ -143,15 +143,13 @@ Acquire::Retries "3";
 CONFIGURATION
 }
 
-# Origin is known only after an `apt-get update`; before one, the release's name tells the archive from third parties'.
+# Those that serve this release: the distribution's, and perhaps others, whose signatures then do not fit its keyring.
+# Asked without what an `apt-get update` would have told, because there may have been none.
 archive_uris() {
     local codename
     codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-    apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
-        awk -F'|' -v code="$codename" -v distribution="$DISTRIBUTION" '
-            $4 != "main" || $5 ~ /security/ { next }
-            tolower($1) == distribution && tolower($2) == distribution { print $5; next }
-            $1 !~ /^[A-Za-z]/ && ($3 == code || $3 ~ /^(stable|testing|unstable|sid)$/) { print $5 }' |
+    apt-get indextargets --no-release-info --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v codename="$codename" '$2 == "main" && $1 ~ "^(" codename "|stable|testing|unstable|sid)$" { print $3 }' |
         sort -u
 }
 
@@ -163,29 +161,38 @@ source_suites() {
     esac
 }
 
-# Downloads CPython's original source archive as $WORK/source/*.orig.tar.xz; apt has checked signature and hashes.
-fetch_source() {
-    local folder=$WORK/apt suite version archive
-    while read -r suite; do
-        rm -rf "$folder"
-        write_apt_configuration "$folder" "$suite"
-        apt-get -c "$folder/apt.conf" update || true
-        version=$(apt-cache -c "$folder/apt.conf" showsrc --only-source python3.13 2>/dev/null |
-            sed -n 's/^Version: //p' | sort -rV | head -n 1)
-        [[ -z $version ]] || break
-    done < <(source_suites)
-    [[ -n $version ]] || { printf 'no suite of the archive has a source package python3.13\n'; return 1; }
+# download_source SUITE: the source package into $WORK/source. A mirror's index may name files its pool has lost by now,
+# hence all versions, newest first.
+download_source() {
+    local configuration=$WORK/apt/apt.conf version
+    rm -rf "$WORK/apt" "$WORK/source"
+    write_apt_configuration "$WORK/apt" "$1"
     mkdir -p "$WORK/source"
-    (cd "$WORK/source" && apt-get -c "$folder/apt.conf" source --download-only --only-source "python3.13=$version")
-    archive=$(find "$WORK/source" -name 'python3.13_3.13.*.orig.tar.xz' | sort -rV | head -n 1)
-    apt-cache -c "$folder/apt.conf" showsrc --only-source "python3.13=$version" |
-        awk -v file="${archive##*/}" -v folder="$WORK/source" 'length($1) == 64 && $3 == file {print $1 "  " folder "/" file}' |
+    cd "$WORK/source"
+    apt-get -c "$configuration" update || true
+    while read -r version; do
+        ! apt-get -c "$configuration" source --download-only --only-source "python3.13=$version" || return 0
+    done < <(apt-cache -c "$configuration" showsrc --only-source python3.13 | sed -n 's/^Version: //p' | sort -rV)
+    return 1
+}
+
+# CPython's original source as $WORK/cpython; apt has checked the archive's signature and the files' hashes, and the one
+# file that is used is checked again against the signed index.
+fetch_source() {
+    local suite archive
+    while read -r suite; do
+        ! download_source "$suite" || break
+    done < <(source_suites)
+    archive=$(find "$WORK/source" -name 'python3.13_3.13.*.orig.tar.xz')
+    [[ -n $archive ]] || { printf 'no suite of the archive gives a source package python3.13\n'; return 1; }
+    apt-cache -c "$WORK/apt/apt.conf" showsrc --only-source python3.13 |
+        awk -v file="${archive##*/}" -v path="$archive" 'length($1) == 64 && $3 == file {print $1 "  " path}' |
         sort -u | sha256sum --check --strict
-    rm -rf "$WORK/cpython.part" "$folder"
+    rm -rf "$WORK/cpython.part"
     mkdir -p "$WORK/cpython.part"
     tar -xJf "$archive" -C "$WORK/cpython.part" --strip-components=1 --no-same-owner
     mv -T "$WORK/cpython.part" "$WORK/cpython"
-    rm -rf "$WORK/source"
+    rm -rf "$WORK/source" "$WORK/apt"
 }
 
 # Resumes where it was cut off: configure's and make's own state is in the tree.

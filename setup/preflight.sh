@@ -32,7 +32,7 @@ at_least() {
 cargo_package() {
     local name version
     command -v apt-cache >/dev/null || return 0
-    for name in rustup cargo cargo-web $(apt-cache pkgnames cargo-1. 2>/dev/null | sort -rV); do
+    for name in cargo cargo-web $(apt-cache pkgnames cargo-1. 2>/dev/null | sort -rV) rustup; do
         version=$(apt-cache policy "$name" 2>/dev/null | sed -n 's/^ *Candidate: //p')
         [[ -n $version && $version != '(none)' ]] || continue
         # rustup's own version says nothing about the compilers it installs.

@@ -31,8 +31,8 @@ stage() {
     local log="$CACHE/logs/${name//[^A-Za-z0-9.]/-}.log"
     [[ -t 1 ]] || say "$name: started, expected $(duration "$expected")"
     set -m
-    # The set-up's lock (descriptor 9) stays with this script: an orphaned compiler must not hold it.
-    ( set -euo pipefail; "$@" ) >"$log" 2>&1 </dev/null 9>&- &
+    # It keeps the set-up's lock, too: when this script alone is killed, the next one waits for what still works here.
+    ( set -euo pipefail; "$@" ) >"$log" 2>&1 </dev/null &
     stage_pid=$!
     set +m
     while kill -0 "$stage_pid" 2>/dev/null; do
