@@ -76,7 +76,7 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
     info = EngineInfo(
         engine="simulator",
         engine_version=VERSION,
-        model=SHIPPED_NAME if folder == SHIPPED_MODEL else folder.resolve().name,
+        model=SHIPPED_NAME if folder.resolve() == SHIPPED_MODEL.resolve() else folder.resolve().name,
         vocab_size=tokenizer.vocab_size,
         context_length=read_context_length(folder) or DEFAULT_CONTEXT_LENGTH,
         max_running=options.max_running,

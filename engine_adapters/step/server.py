@@ -237,7 +237,12 @@ class StepServer:
             frame.protocol_version, version = version, 0
             self._frame_taken.set()
             session.writing_since = time.monotonic()
-            await context.write(codec.encode(frame))
+            data = codec.encode(frame)
+            try:
+                await context.write(data)
+            except Exception as error:  # grpc.aio has no common class for "the gateway has left"
+                log.debug("%s: a frame could not be written: %r", session.peer, error)
+                return
             session.writing_since = None
             if session.is_ending and not session.has_news:
                 return
@@ -396,4 +401,4 @@ def as_submission(submit: messages.Submit) -> Submission:
 
 def _log_failure(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("a session broke: %r", error)
+        log.error("a session broke", exc_info=error)
