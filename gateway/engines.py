@@ -86,7 +86,6 @@ class Session:
         self._thread = thread
         self._engine: Engine[Stream] | None = None
         self._streams: set[Stream] = set()
-        self.load = Load()
 
     def __repr__(self) -> str:
         return f"<Session {self.worker.name}: {len(self._streams)} streams>"
@@ -111,6 +110,12 @@ class Session:
         is_silent = time.monotonic() - engine.last_frame_at > SUSPECT_SECONDS
         if is_silent != (state == "suspect"):
             self._thread.post(lambda: self._suspect(engine, is_silent))
+
+    @property
+    def load(self) -> Load:
+        """From any thread: what the executor last said of itself."""
+        engine = self._engine
+        return Load() if engine is None else engine.load
 
     @property
     def unconfirmed_aborts(self) -> int:
@@ -166,7 +171,6 @@ class Session:
     def _deliver(self, deliveries: Batch) -> None:
         engine = self._engine
         assert engine is not None, "an engine delivers only while it runs"
-        self.load = engine.load
         now = engine.last_frame_at
         for stream, _, finish in deliveries:
             stream.progressed_at = now

@@ -16,7 +16,8 @@ from gateway.errors import Overloaded
 from gateway.threads import Supervisor
 
 INLINE_CHARACTERS = 2000
-"""Below this a prompt is prepared on its event loop: the work is then cheaper than a hop to a pool (about 170 µs)."""
+"""Below this a prompt is prepared on its event loop: that blocks it for less than a millisecond (0.2-0.4 µs a character
+with a warm tokenizer), while a hop to a pool costs 170 µs of CPU."""
 
 
 class _Job:
