@@ -1,0 +1,1 @@
+"""Tests of the gateway; names and places mirror gateway/."""
