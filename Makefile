@@ -18,7 +18,7 @@ setup:  ## an environment to run the gateway in: .venv
 	@bash setup/bootstrap.sh
 
 run: setup  ## the gateway, with ARGS="--port 9000 ..."
-	@PYTHON_GIL=0 exec $(gateway_python) -m gateway $(ARGS)
+	@exec $(gateway_python) -m gateway $(ARGS)
 
 test: lint  ## lint, types and all tests, with TESTS="tests/test_x.py -k name"
 	$(pytest) $(TESTS)
@@ -35,7 +35,7 @@ lint:  ## ruff and mypy
 	$(tools)/mypy --python-version 3.10 engine_adapters
 
 perf: setup  ## the measurements, with ARGS="..."
-	@PYTHON_GIL=0 exec $(gateway_python) -m perf $(ARGS)
+	@exec $(gateway_python) -m perf $(ARGS)
 
 soak: setup  ## the soak tests, two minutes each
 	@bash setup/bootstrap.sh --tools

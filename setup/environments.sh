@@ -54,7 +54,10 @@ plan_gateway() {
         elif command -v uv >/dev/null; then
             stage "CPython 3.13t by uv" 60 "Take uv off PATH to build it instead." try uv_installs
         fi
-        find_free_threaded || needs_of_cpython
+        if ! find_free_threaded; then
+            say "No free-threaded CPython 3.13 here: it will be built from the distribution's source package."
+            needs_of_cpython
+        fi
     fi
     [[ -z $PYTHON ]] || take_from_wheelhouse
     plan_built_wheels

@@ -3,7 +3,7 @@
 # Prints the real executable and its version when it is what we want, and nothing otherwise. A module that is missing
 # (a build without OpenSSL, say) disqualifies it now rather than in the middle of an installation.
 readonly PROBE='
-import bz2, ctypes, ensurepip, lzma, os, ssl, sys, sysconfig, venv, zlib
+import bz2, ctypes, ensurepip, lzma, multiprocessing.synchronize, os, ssl, sys, sysconfig, venv, zlib
 free_threaded, lowest, highest = sys.argv[1:]
 version = sys.version_info[:2]
 fits = tuple(map(int, lowest.split("."))) <= version <= tuple(map(int, highest.split(".")))

@@ -62,6 +62,11 @@ need_network() {
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || lack "TLS certificates" ca-certificates
 }
 
+# CPython is built without semaphores where there are none to try, and grpcio's build has threads that use them.
+need_shared_memory() {
+    [[ -w /dev/shm ]] || lack "a writable /dev/shm (mount a tmpfs there)"
+}
+
 need_space() {
     local free_mb
     free_mb=$(df -Pm "$CACHE" | awk 'NR == 2 {print $4}')
@@ -86,12 +91,14 @@ needs_of_cpython() {
     need_header sqlite3.h libsqlite3-dev
     need_header uuid/uuid.h uuid-dev
     need_network
+    need_shared_memory
     need_space 1500
 }
 
 needs_of_grpcio() {
     need_compiler
     need_network
+    need_shared_memory
     need_space 1500
 }
 
