@@ -136,6 +136,8 @@ class SimulatedEngine:
             self._something_changed.clear()
         if seconds <= 0:
             self._clock.now = end
+        else:
+            self._clock.catch_up()
 
     async def _has_change_within(self, seconds: "float | None") -> bool:
         try:

@@ -210,7 +210,8 @@ class Scheduler(Generic[Key]):
     def _must_wait_for_first_token(self, run: "Run[Key]") -> bool:
         run.is_prefilled = True
         delay = run.plan.delays.get(0, 0.0)
-        run.ready_at = self._ends_at + delay
+        if delay:
+            run.ready_at = self._ends_at + delay
         return delay > 0
 
     def _leave(self, run: "Run[Key]") -> None:

@@ -20,8 +20,8 @@ from engine_adapters.base import EngineInfo, Finish, FinishReason, Load, Samplin
 from engine_adapters.step import PROTOCOL_VERSION, messages
 
 HELLO_SECONDS = 10.0
-BEAT_SECONDS = 0.4
-"""A session that sent nothing between two beats gets a frame: at most 0.8 s pass without one."""
+BEAT_SECONDS = 0.3
+"""A session that sent nothing between two beats gets a frame: at most 0.6 s pass without one."""
 STUCK_SECONDS = 30.0
 """A gateway that takes no frame for this long is dropped and its streams aborted."""
 SERVER_OPTIONS = (

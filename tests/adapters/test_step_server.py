@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import time
-from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from itertools import islice
 from typing import Any
 
 import grpc
@@ -18,9 +16,9 @@ from engine_adapters.step import PROTOCOL_VERSION, messages
 from engine_adapters.step import server as step_server
 from engine_adapters.step.messages import ClientFrame, Finished, StepFrame, Submit
 from engine_adapters.step.server import StepServer, Stream
+from tests.attach import Gateway, columns, u32
 
 INFO = EngineInfo("fake", "7", "model", 1000, 4096, 8, b"\1\2", (998, 999))
-HELLO = ClientFrame(protocol_version=PROTOCOL_VERSION)
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -51,34 +49,6 @@ class FakeEngine:
         return self.problem
 
 
-class Gateway:
-    """One Attach."""
-
-    def __init__(self, port: int) -> None:
-        self.channel = grpc.aio.insecure_channel(
-            f"127.0.0.1:{port}",
-            options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
-        )
-        self.call = self.channel.stream_stream(messages.EXECUTOR_ATTACH)()
-
-    async def send(self, frame: ClientFrame | bytes) -> None:
-        await self.call.write(frame if isinstance(frame, bytes) else codec.encode(frame))
-
-    async def read(self) -> StepFrame:
-        return codec.decode(StepFrame, await self.call.read())
-
-    async def read_news(self) -> StepFrame:
-        """The next frame with tokens or ends in it."""
-        while True:
-            frame = await self.read()
-            if frame.stream_ids or frame.finished:
-                return frame
-
-    async def read_end(self) -> Finished:
-        (finished,) = (await self.read_news()).finished
-        return finished
-
-
 class Fixture:
     """A fake engine behind a real server, and gateways attached to it."""
 
@@ -89,10 +59,9 @@ class Fixture:
         self.port = 0
 
     async def attach(self) -> Gateway:
-        gateway = Gateway(self.port)
+        gateway = Gateway(f"127.0.0.1:{self.port}")
         self.gateways.append(gateway)
-        await gateway.send(HELLO)
-        await gateway.read()
+        await gateway.greet()
         return gateway
 
     async def submit(self, gateway: Gateway, submit: Submit) -> Stream:
@@ -109,8 +78,7 @@ async def serving() -> AsyncIterator[Fixture]:
         yield fixture
     finally:
         for gateway in fixture.gateways:
-            gateway.call.cancel()
-            await gateway.channel.close()
+            await gateway.leave()
         await fixture.server.stop("the test is over")
 
 
@@ -121,30 +89,18 @@ def run() -> Iterator[Run]:
         yield lambda story: runner.run(asyncio.wait_for(story, 20))
 
 
-def u32(*values: int) -> bytes:
-    return array("I", values).tobytes()
-
-
 def request(stream_id: int, **changes: Any) -> Submit:
     fields: dict[str, Any] = {"request_id": f"r{stream_id}", "token_ids": u32(1, 2, 3), "max_tokens": 10}
     return Submit(stream_id=stream_id, **(fields | changes))
 
 
-def columns(frame: StepFrame) -> dict[int, list[int]]:
-    """The tokens of each stream in a frame."""
-    stream_ids = array("I", frame.stream_ids)
-    counts = array("I", frame.counts) if frame.counts else [1] * len(stream_ids)
-    token_ids = iter(array("I", frame.token_ids))
-    return {stream_id: [*islice(token_ids, count)] for stream_id, count in zip(stream_ids, counts, strict=True)}
-
-
 def test_the_first_frame_says_the_version_and_the_load_at_once(run: Run) -> None:
     async def story() -> None:
         async with serving() as fixture:
-            gateway = Gateway(fixture.port)
+            gateway = Gateway(f"127.0.0.1:{fixture.port}")
             fixture.gateways.append(gateway)
             fixture.engine.running = 1
-            await gateway.send(HELLO)
+            await gateway.send(ClientFrame(protocol_version=PROTOCOL_VERSION))
             frame = await gateway.read()
             assert frame == StepFrame(
                 protocol_version=PROTOCOL_VERSION,
@@ -162,7 +118,7 @@ def test_the_first_frame_says_the_version_and_the_load_at_once(run: Run) -> None
 def test_a_gateway_of_another_version_is_told_so(run: Run, hello: ClientFrame | bytes, found: str) -> None:
     async def story() -> None:
         async with serving() as fixture:
-            gateway = Gateway(fixture.port)
+            gateway = Gateway(f"127.0.0.1:{fixture.port}")
             fixture.gateways.append(gateway)
             await gateway.send(hello)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -180,7 +136,7 @@ def test_a_gateway_that_says_nothing_at_first_is_sent_away(run: Run, monkeypatch
 
     async def story() -> None:
         async with serving() as fixture:
-            gateway = Gateway(fixture.port)
+            gateway = Gateway(f"127.0.0.1:{fixture.port}")
             fixture.gateways.append(gateway)
             assert await gateway.call.code() is grpc.StatusCode.FAILED_PRECONDITION
 
@@ -230,8 +186,8 @@ def test_a_step_of_one_token_each_is_one_frame_without_counts(run: Run) -> None:
             fixture.server.emit(17, [(stream, (100 + stream.stream_id,), None) for stream in streams])
             frame = await gateway.read_news()
             assert frame.step == 17
-            assert array("I", frame.stream_ids).tolist() == [4, 5, 6]
-            assert array("I", frame.token_ids).tolist() == [104, 105, 106]
+            assert frame.stream_ids == u32(4, 5, 6)
+            assert frame.token_ids == u32(104, 105, 106)
             assert frame.counts == b""
 
     run(story())
@@ -245,7 +201,7 @@ def test_counts_say_how_many_tokens_each_stream_got(run: Run) -> None:
             end = Finish(FinishReason.STOP, matched_stop=999, prompt_tokens=3, completion_tokens=1)
             fixture.server.emit(1, [(first, (10, 11, 12), None), (second, (20,), None), (third, (), end)])
             frame = await gateway.read_news()
-            assert array("I", frame.counts).tolist() == [3, 1]
+            assert frame.counts == u32(3, 1)
             assert columns(frame) == {1: [10, 11, 12], 2: [20]}
             assert frame.finished == [
                 Finished(
