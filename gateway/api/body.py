@@ -1,7 +1,6 @@
 """Request bodies: bytes to JSON to checked fields, with the path of whatever is wrong."""
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,6 +10,7 @@ from gateway.pools import Pool
 
 POOL_BYTES = 1_000_000
 """Larger bodies are parsed on the pool: json.loads takes about 5 ms a megabyte, which the loop's other streams feel."""
+MAX_NESTING = 100
 
 
 async def read_json(receive: Receive, limit: int, pool: Pool) -> "Fields":
@@ -39,16 +39,18 @@ async def _read(receive: Receive, limit: int) -> bytes:
 def parse(body: bytes) -> "Fields":
     """Raises BadRequest."""
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        # Decoded here, since json.loads would let UTF-16 and encoded surrogates through.
+        text = body.decode()
+        value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
+        raise BadRequest(f"the body is nested more than {MAX_NESTING} deep") from None
     except ValueError as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
-    # JSON can spell lone surrogates only as escapes, so most bodies need no search for them.
-    if b"\\ud" in body or b"\\uD" in body:
-        _refuse_lone_surrogates(value, "")
+    # Only escapes can spell a lone surrogate, only many brackets can nest deeply: most bodies need no search.
+    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_NESTING:
+        _examine(value, None, 1)
     return Fields(value, "")
 
 
@@ -88,7 +90,7 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(name, "must be a number")
         if not low <= value <= high:
             self.refuse(name, f"must be between {low:g} and {high:g}")
@@ -143,16 +145,39 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _refuse_lone_surrogates(value: Any, path: str) -> None:
-    if isinstance(value, dict):
-        for name, each in value.items():
-            _refuse_lone_surrogates(name, path)
-            _refuse_lone_surrogates(each, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
-        for index, each in enumerate(value):
-            _refuse_lone_surrogates(each, f"{path}[{index}]")
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRequest(f"{path} holds a lone surrogate, which is not text", param=path) from None
+type Place = tuple["Place | None", str]
+"""Where a value is: (where its container is, its own part of the path)."""
+
+
+def _examine(value: Any, place: Place | None, depth: int) -> None:
+    """Refuse lone surrogates and deep nesting anywhere in `value`."""
+    if isinstance(value, str):
+        if not value.isascii():
+            _refuse_lone_surrogate(value, place)
+    elif isinstance(value, dict | list):
+        if depth > MAX_NESTING:
+            raise BadRequest(f"the body is nested more than {MAX_NESTING} deep", param=_path(place))
+        if isinstance(value, dict):
+            for name, each in value.items():
+                _examine(name, place, depth)
+                _examine(each, (place, name), depth + 1)
+        else:
+            for index, each in enumerate(value):
+                _examine(each, (place, f"[{index}]"), depth + 1)
+
+
+def _refuse_lone_surrogate(text: str, place: Place | None) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        path = _path(place)
+        raise BadRequest(f"{path or 'the body'} holds a lone surrogate, which is not text", param=path) from None
+
+
+def _path(place: Place | None) -> str | None:
+    """messages[2].content, from the inside out."""
+    path = ""
+    while place is not None:
+        place, part = place
+        path = part + ("." if path and not path.startswith("[") else "") + path
+    return path or None

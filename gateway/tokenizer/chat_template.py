@@ -35,7 +35,7 @@ class ChatTemplate:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
         except jinja2.TemplateError as error:
             raise BadRequest(f"the chat template refuses these messages: {error}", param="messages") from error
-        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, LookupError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
             # What a template does with a shape it did not expect: still the messages' fault, not ours.
             raise BadRequest(f"the chat template fails on these messages: {error}", param="messages") from error
 
