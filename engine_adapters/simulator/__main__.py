@@ -16,7 +16,8 @@ from engine_adapters.simulator.engine import SimulatedEngine
 from engine_adapters.simulator.outputs import plan_maker
 from engine_adapters.simulator.scheduler import Costs, Scheduler
 from engine_adapters.simulator.script import ScriptError
-from engine_adapters.step.server import StepServer, Stream
+from engine_adapters.step.server import StepServer
+from engine_adapters.step.session import Stream
 from engine_adapters.tokenizer_file import (
     TokenizerFile,
     TokenizerFileError,

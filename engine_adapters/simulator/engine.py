@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from engine_adapters.base import EngineInfo, Finish, Load, Submission
 from engine_adapters.simulator.scheduler import Scheduler
-from engine_adapters.step.server import StepServer, Stream
+from engine_adapters.step.server import StepServer
+from engine_adapters.step.session import Stream
 
 LARGEST_LAG = 0.05
 """An engine that fell behind makes up for no more than this: it slows down instead of bursting."""

@@ -9,7 +9,6 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any, Protocol
 
 import grpc
@@ -18,6 +17,7 @@ import grpc.aio
 from engine_adapters import codec
 from engine_adapters.base import EngineInfo, Finish, FinishReason, Load, Sampling, Submission
 from engine_adapters.step import PROTOCOL_VERSION, messages
+from engine_adapters.step.session import Session, Stream
 
 HELLO_SECONDS = 10.0
 BEAT_SECONDS = 0.3
@@ -40,22 +40,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 log = logging.getLogger(__name__)
 
 
-class Stream:
-    """One request of one gateway: the key under which an engine knows it."""
-
-    __slots__ = ("is_live", "request_id", "session", "stream_id")
-
-    def __init__(self, session: "Session", stream_id: int, request_id: str) -> None:
-        self.session = session
-        self.stream_id = stream_id
-        self.request_id = request_id
-        self.is_live = True
-
-    def __repr__(self) -> str:
-        return f"<Stream {self.stream_id} {self.request_id!r}{'' if self.is_live else ' ended'}>"
-
-
-Output = tuple[Stream, Sequence[int], "Finish | None"]
+Output = tuple[Stream, Sequence[int], Finish | None]
 """(stream, its new token ids, the end if this is it)"""
 
 
@@ -218,7 +203,7 @@ class StepServer:
                 f"as protocol_version, but it carried {version or 'none'}: update the older of gateway and executor",
             )
 
-    async def _read(self, session: "Session", context: Context) -> None:
+    async def _read(self, session: Session, context: Context) -> None:
         while (data := await context.read()) is not grpc.aio.EOF:
             try:
                 frame = codec.decode(messages.ClientFrame, data)
@@ -230,7 +215,7 @@ class StepServer:
             if frame.aborts:
                 self._abort(session, frame.aborts)
 
-    async def _write(self, session: "Session", context: Context) -> None:
+    async def _write(self, session: Session, context: Context) -> None:
         version = PROTOCOL_VERSION
         while True:
             frame = session.next_frame(self._step, self._engine.load())
@@ -264,7 +249,7 @@ class StepServer:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, session: "Session", submit: messages.Submit) -> None:
+    def _submit(self, session: Session, submit: messages.Submit) -> None:
         stream_id = submit.stream_id
         previous = session.streams.get(stream_id)
         if previous is not None:
@@ -289,7 +274,7 @@ class StepServer:
         self._note_fault("bad_submit", stream.session, f"{stream.request_id}: {problem}")
         self.emit(self._step, [(stream, (), Finish(FinishReason.REJECTED, error=problem))])
 
-    def _abort(self, session: "Session", aborts: bytes) -> None:
+    def _abort(self, session: Session, aborts: bytes) -> None:
         if len(aborts) % 4:
             self._note_fault("bad_aborts", session, f"{len(aborts)} bytes are no column of u32")
             return
@@ -298,78 +283,21 @@ class StepServer:
             if stream is not None:
                 self._engine.abort(stream)
 
-    def _abort_streams(self, session: "Session") -> None:
+    def _abort_streams(self, session: Session) -> None:
         """Nobody is left to hear of these streams: take them from the engine."""
         for stream in [*session.streams.values()]:
             stream.is_live = False
             self._engine.abort(stream)
         session.streams.clear()
 
-    def _end_streams(self, session: "Session", finish: Finish) -> None:
+    def _end_streams(self, session: Session, finish: Finish) -> None:
         for stream in [*session.streams.values()]:
             session.end(stream, finish)
             self._engine.abort(stream)
 
-    def _note_fault(self, kind: str, session: "Session", what: str) -> None:
+    def _note_fault(self, kind: str, session: Session, what: str) -> None:
         self.faults[kind] += 1
         log.warning("%s: %s: %s", session.peer, kind, what)
-
-
-class Session:
-    """One gateway's Attach: its live streams and what it has not been sent yet."""
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-        self.streams: dict[int, Stream] = {}
-        self.token_ids: dict[int, list[int]] = {}
-        self.finished: list[messages.Finished] = []
-        self.wake = asyncio.Event()
-        self.writer: asyncio.Task[None] | None = None
-        self.writing_since: float | None = None
-        self.is_quiet = True
-        self.is_ending = False
-
-    @property
-    def has_news(self) -> bool:
-        return bool(self.token_ids or self.finished)
-
-    def end(self, stream: Stream, finish: Finish) -> None:
-        stream.is_live = False
-        del self.streams[stream.stream_id]
-        self.finished.append(
-            messages.Finished(
-                stream_id=stream.stream_id,
-                reason=finish.reason,
-                matched_stop=finish.matched_stop,
-                prompt_tokens=finish.prompt_tokens,
-                cached_tokens=finish.cached_tokens,
-                completion_tokens=finish.completion_tokens,
-                error=finish.error,
-                retryable=finish.retryable,
-            )
-        )
-
-    def next_frame(self, step: int, load: Load) -> messages.StepFrame:
-        """A frame with everything the gateway has not been sent yet."""
-        gathered, self.token_ids = self.token_ids, {}
-        finished, self.finished = self.finished, []
-        self.is_quiet = False
-        token_ids = [*chain.from_iterable(gathered.values())]
-        has_one_each = len(token_ids) == len(gathered)
-        return messages.StepFrame(
-            step=step,
-            stream_ids=array("I", [*gathered]).tobytes(),
-            counts=b"" if has_one_each else array("I", [len(ids) for ids in gathered.values()]).tobytes(),
-            token_ids=array("I", token_ids).tobytes(),
-            finished=finished,
-            load=messages.Load(
-                running=load.running,
-                waiting=load.waiting,
-                kv_tokens_used=load.kv_tokens_used,
-                kv_tokens_total=load.kv_tokens_total,
-                tokens_per_second=load.tokens_per_second,
-            ),
-        )
 
 
 def find_problem(submit: messages.Submit, vocab_size: int) -> str:

@@ -15,7 +15,8 @@ from engine_adapters.base import EngineInfo, Finish, FinishReason, Load, Samplin
 from engine_adapters.step import PROTOCOL_VERSION, messages
 from engine_adapters.step import server as step_server
 from engine_adapters.step.messages import ClientFrame, Finished, StepFrame, Submit
-from engine_adapters.step.server import StepServer, Stream
+from engine_adapters.step.server import StepServer
+from engine_adapters.step.session import Stream
 from tests.attach import Gateway, columns, u32
 
 INFO = EngineInfo("fake", "7", "model", 1000, 4096, 8, b"\1\2", (998, 999))
