@@ -16,11 +16,10 @@ import threading
 import time
 from collections.abc import Callable
 
-import hypercorn.asyncio
 import hypercorn.config
 
 from engine_adapters.base import EngineInfo
-from gateway import log
+from gateway import http_server, log
 from gateway.api.status import unready
 from gateway.app import App
 from gateway.config import Config
@@ -153,19 +152,20 @@ class HttpThread:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(hypercorn.asyncio.serve(self._app, self._config(), shutdown_trigger=self._stopping.wait))  # type: ignore[arg-type]
+            runner.run(http_server.serve(self._app, http_config(), self._listener, self._stopping))
 
-    def _config(self) -> hypercorn.config.Config:
-        config = hypercorn.config.Config()
-        config.bind = [f"fd://{self._listener.detach()}"]
-        config.backlog = BACKLOG
-        config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-        config.keep_alive_max_requests = sys.maxsize
-        config.include_server_header = False
-        server_log = log.logger.getChild("http")
-        server_log.setLevel(logging.WARNING)
-        config.errorlog = server_log
-        return config
+
+def http_config() -> hypercorn.config.Config:
+    """What hypercorn's protocols need to know."""
+    config = hypercorn.config.Config()
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = sys.maxsize
+    config.include_server_header = False
+    server_log = log.logger.getChild("http")
+    server_log.setLevel(logging.WARNING)
+    config.errorlog = server_log
+    return config
 
 
 def listen(config: Config) -> socket.socket:
