@@ -1,8 +1,8 @@
 """The ASGI application: routes, request records, and the one place where exceptions become answers."""
 
 import logging
+import os
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -117,7 +117,7 @@ def request_id(scope: Scope) -> str:
             text: str = value.decode("latin-1")
             if text.isascii() and text.isprintable() and 0 < len(text) <= MAX_REQUEST_ID:
                 return text
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def as_gateway_error(error: Exception, path: str) -> GatewayError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 Labels = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """`buckets` (upper bounds, seconds) makes it a histogram; `kind` is Prometheus's."""
 

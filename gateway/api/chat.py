@@ -8,10 +8,10 @@ from typing import Any
 
 from engine_adapters.base import Sampling
 from gateway.api.body import Fields, read_json
-from gateway.api.reply import Scope, Send, event_of, quoted, send_events, send_json
+from gateway.api.reply import Scope, Send, json_text, quoted, send_events, send_json
 from gateway.generate import Gateway, generate
 from gateway.http_loop import Receive
-from gateway.types import ChatInput, Done, Event, GenerateRequest, Text, Usage
+from gateway.types import ChatInput, Event, GenerateRequest, Text, Usage
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_STOPS = 16
@@ -98,7 +98,9 @@ class Answer:
     """The folds of one answer."""
 
     def __init__(self, request: GenerateRequest) -> None:
-        self._head = {"id": f"chatcmpl-{request.request_id}", "created": int(time.time()), "model": request.model}
+        self._id = f"chatcmpl-{request.request_id}"
+        self._created = int(time.time())
+        self._model = request.model
 
     async def whole(self, events: AsyncGenerator[Event]) -> dict[str, Any]:
         parts: list[str] = []
@@ -109,39 +111,39 @@ class Answer:
                 else:
                     finish = event
         message = {"role": "assistant", "content": "".join(parts), "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish.finish_reason}
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage_body(finish.usage)}
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [
+                {"index": 0, "message": message, "logprobs": None, "finish_reason": finish.finish_reason},
+            ],
+            "usage": usage_body(finish.usage),
+        }
 
     async def stream(self, events: AsyncGenerator[Event], include_usage: bool) -> AsyncGenerator[bytes]:
-        """Each part goes out in one write. The head and the tail of a text's event are made once."""
-        usage_field = {"usage": None} if include_usage else {}
-        before, after = self._frame(usage_field)
-        first = self._chunk({"role": "assistant", "content": ""}, None, usage_field)
+        """Each part goes out in one write. What all events of the stream have in common is written out once."""
+        head = (
+            f'data: {{"id":{quoted(self._id)},"object":"chat.completion.chunk","created":{self._created},'
+            f'"model":{quoted(self._model)},"choices":['
+        )
+        tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
+        before, after = head + '{"index":0,"delta":{"content":', '},"logprobs":null,"finish_reason":null}' + tail
+        opening = head + ROLE_CHOICE + tail
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Text):
-                    yield first + (before + quoted(event.text) + after).encode()
+                    yield f"{opening}{before}{quoted(event.text)}{after}".encode()
                 else:
-                    yield first + self._end(event, usage_field, include_usage)
-                first = b""
+                    usage = f'{head}],"usage":{json_text(usage_body(event.usage))}}}\n\n' if include_usage else ""
+                    choice = END_CHOICE % quoted(event.finish_reason)
+                    yield f"{opening}{head}{choice}{tail}{usage}data: [DONE]\n\n".encode()
+                opening = ""
 
-    def _frame(self, usage_field: dict[str, Any]) -> tuple[str, str]:
-        """What stands before and after the quoted text of each event."""
-        mark = "\x00"
-        before, after = self._chunk({"content": mark}, None, usage_field).decode().split(quoted(mark))
-        return before, after
 
-    def _end(self, event: Done, usage_field: dict[str, Any], include_usage: bool) -> bytes:
-        end = self._chunk({}, event.finish_reason, usage_field)
-        if include_usage:
-            usage = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage_body(event.usage)}
-            end += event_of(usage)
-        return end + b"data: [DONE]\n\n"
-
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None, usage_field: dict[str, Any]) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice], **usage_field}
-        return event_of(chunk)
+ROLE_CHOICE = '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+END_CHOICE = '{"index":0,"delta":{},"logprobs":null,"finish_reason":%s}'
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

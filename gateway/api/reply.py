@@ -22,9 +22,13 @@ def event_of(value: Any) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
 
 
+json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""A value as JSON. (`json.dumps` with options makes a new encoder for every call.)"""
+
+
 def to_json(value: Any) -> bytes:
     # A client's own odd characters may come back to it in an error; they must not break the reply.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    return json_text(value).encode("utf-8", "backslashreplace")
 
 
 async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:

@@ -27,7 +27,7 @@ class WorkerState:
     info: EngineInfo | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Worker:
     """One executor as the router knows it. `session` is the engine thread's, and opaque here."""
 
