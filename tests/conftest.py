@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,10 @@ def executor(acted_executor: FakeExecutor, acted_gateway: Gateway) -> FakeExecut
     acted_executor.start_anew()
     acted_gateway.wait_until_ready()
     return acted_executor
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what a test waits for later."""
+    with ThreadPoolExecutor(32) as threads:
+        yield threads

@@ -18,7 +18,7 @@ import grpc.aio
 from engine_adapters import codec, tokenizer_file
 from engine_adapters.base import FinishReason
 from engine_adapters.step import PROTOCOL_VERSION, messages
-from tests.demo_model import CONTEXT_LENGTH, END_OF_TURN, TOKENIZER, VOCAB_SIZE
+from tests.demo_model import CONTEXT_LENGTH, END_OF_TURN, TOKENIZER, VOCAB_SIZE, ids_of
 from tests.processes import PATIENCE, eventually
 
 BEAT_SECONDS = 0.5
@@ -60,10 +60,11 @@ LOOP = Loop()
 
 
 class FakeExecutor:
-    """Serves the step stream on `address`; `with` stops it."""
+    """Serves the step stream on `address`; `with` stops it. To each submit it says `greeting` at once."""
 
-    def __init__(self, info: messages.Info | None = None, port: int = 0) -> None:
+    def __init__(self, greeting: str = "", info: messages.Info | None = None, port: int = 0) -> None:
         self.info = info or demo_info()
+        self.greeting = greeting
         self.submits: queue.Queue[messages.Submit] = queue.Queue()
         self.aborts: queue.Queue[int] = queue.Queue()
         self.is_silent = False
@@ -84,8 +85,9 @@ class FakeExecutor:
         return f"step://{self.address}"
 
     def start_anew(self) -> None:
-        """Forget what gateways said before."""
+        """Forget what gateways said before, and say no greeting."""
         self.is_silent = False
+        self.greeting = ""
         for old in (self.submits, self.aborts):
             while not old.empty():
                 old.get_nowait()
@@ -150,6 +152,8 @@ class FakeExecutor:
         while (data := await context.read()) is not grpc.aio.EOF:
             frame = codec.decode(messages.ClientFrame, data)
             for submit in frame.submits:
+                if self.greeting:
+                    await context.write(codec.encode(frame_of({submit.stream_id: ids_of(self.greeting)})))
                 self.submits.put(submit)
             for stream_id in memoryview(frame.aborts).cast("I"):
                 self.aborts.put(stream_id)

@@ -56,7 +56,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=ROOT,
-            env=environment() if env is None else env,
+            env={**(environment() if env is None else env), "PYTHONFAULTHANDLER": "1"},
             text=True,
             encoding="utf-8",
         )
@@ -122,9 +122,14 @@ class Process:
 
     def exit_code(self, patience: float = PATIENCE) -> int:
         """Its exit code, waited for, and then all of its output is there."""
-        code = self.child.wait(patience)
-        for reader in self._readers:
-            reader.join(PATIENCE)
+        try:
+            code = self.child.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGABRT)  # Python's fault handler then writes what every thread does
+            raise
+        finally:
+            for reader in self._readers:
+                reader.join(patience)
         return code
 
     def terminate(self) -> int:
