@@ -1,0 +1,113 @@
+"""The processes of a measurement: started with a first line that says where they are, ended by their `with`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from perf import stamps
+from perf.samples import WORD
+from perf.stamps import Arrivals
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Process:
+    """`port` is what it listens on; `stamps` is the file where it notes when tokens left it, if it does."""
+
+    popen: subprocess.Popen[str]
+    port: int
+    stamps: Path | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def sent(self) -> Arrivals:
+        """What left it so far."""
+        return [] if self.stamps is None else stamps.read(self.stamps)
+
+
+@contextmanager
+def word_simulator(*options: str) -> Iterator[Process]:
+    """The simulator: every token is samples.WORD, every step is stamped, prompts and large batches cost nothing."""
+    with _folder() as folder:
+        script, stamp_file = folder / "script.json", folder / "stamps"
+        script.write_text(json.dumps([{"steps": [WORD], "finish": "repeat"}]))
+        answers = ("--ignore-eos", "--output", f"script:{script}")
+        costs = ("--prefill-tps", "1e9", "--decode-per-request-ms", "0", "--max-running", "100000")
+        with _started("perf.stamped_simulator", str(stamp_file), *answers, *costs, *options) as popen:
+            address = json.loads(_first_line(popen))["address"]
+            yield Process(popen, int(address.rpartition(":")[2]), stamp_file)
+
+
+@contextmanager
+def gateway(worker: Process, http_threads: int, *launcher: str) -> Iterator[Process]:
+    """A gateway before `worker`; `launcher` is another module to start it, and what that wants before our options."""
+    options = ["--worker", f"step://127.0.0.1:{worker.port}", "--http-threads", str(http_threads)]
+    with _started(*launcher or ("gateway",), *options, "--port", "0", "--log-level", "warning") as popen:
+        yield Process(popen, _port_of(_first_line(popen)))
+
+
+@contextmanager
+def bare_app(*options: str) -> Iterator[Process]:
+    with _folder() as folder:
+        stamps = folder / "stamps"
+        with _started("perf.bare_app", "--stamps", str(stamps), *options) as popen:
+            yield Process(popen, _port_of(_first_line(popen)), stamps)
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time that all threads of a process have used, user and system: /proc/PID/stat's, but in nanoseconds."""
+    return time.clock_gettime_ns((~pid << 3) | 2)  # the kernel's number for "CPU clock of that process"
+
+
+def resident_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gateway-perf-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    popen = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield popen
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def _first_line(popen: subprocess.Popen[str]) -> str:
+    assert popen.stdout is not None, "started with a pipe"
+    line = popen.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{popen.args!r} ended before it was ready")
+    return line
+
+
+def _port_of(line: str) -> int:
+    """The port in "Ready: http://127.0.0.1:8000"."""
+    found = re.search(r"http://[^ ]*:(\d+)", line)
+    if found is None:
+        raise RuntimeError(f"expected a ready line, got {line!r}")
+    return int(found[1])

@@ -1,0 +1,132 @@
+"""Where the gateway's CPU time goes: samples of Python stacks, sorted into layers.
+
+A sample belongs to the innermost frame that some layer knows: what lies further in, in the standard library or in C,
+is that layer's doing. Samples of one wave give the shares, a wave without samples gives the µs they are shares of.
+Threads without Python (gRPC has some) cannot be sampled: their time is spread over the layers.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from perf import processes, requests, samples
+from perf.profiled_gateway import START, STOP
+from perf.report import table
+from perf.streaming import Bench
+
+Stack = list[tuple[str, str]]
+"""(path of the file, function), innermost first."""
+
+LAYERS = (
+    ("epoll", "/selectors.py", ""),
+    ("socket send", "/asyncio/selector_events.py", "write"),
+    ("socket receive, accept", "/asyncio/selector_events.py", ""),
+    ("asyncio streams", "/asyncio/streams.py", ""),
+    ("asyncio loop and tasks", "/asyncio/", ""),
+    ("h11", "/h11/", ""),
+    ("hypercorn", "/hypercorn/", ""),
+    ("starlette", "/starlette/", ""),
+    ("gRPC", "/grpc/", ""),
+    ("codec", "/engine_adapters/codec.py", ""),
+    ("codec", "/engine_adapters/scalars.py", ""),
+    ("step client", "/engine_adapters/step/", ""),
+    ("mailbox", "/gateway/threads.py", ""),
+    ("streams and sessions", "/gateway/engines.py", ""),
+    ("routing", "/gateway/routing/", ""),
+    ("decoder", "/gateway/tokenizer/detokenize.py", ""),
+    ("decoder", "/gateway/parsers/", ""),
+    ("decoder", "/gateway/generate.py", "feed"),
+    ("template and tokenizer", "/gateway/tokenizer/", ""),
+    ("generate", "/gateway/generate.py", ""),
+    ("JSON and SSE", "/gateway/api/", ""),
+    ("request records", "/gateway/", ""),
+)
+THREADS = (("engine", "/gateway/engines.py", "_run"), ("http", "/gateway/server.py", "_run"))
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder, "dump")
+        total, unit = (request_cpu if options.what == "requests" else token_cpu)(options, dump)
+        stacks = list(read_stacks(dump.read_text()))
+    sys.stdout.write(f"{total:.1f} µs per {unit}; {len(stacks)} samples\n\n")
+    for name, rows in (("layer", map(layer_of, stacks)), ("function", map(function_of, stacks))):
+        counts = Counter(zip(map(thread_of, stacks), rows, strict=True)).most_common(options.top)
+        header = ("thread", name, "share", f"µs per {unit}")
+        body = [
+            [thread, what, f"{count / len(stacks):.1%}", f"{count / len(stacks) * total:.2f}"]
+            for (thread, what), count in counts
+        ]
+        sys.stdout.write(table(header, body) + "\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python3.13t -m perf profile", description=__doc__)
+    parser.add_argument("what", choices=["tokens", "requests"], help="the load: streams, or one-token requests")
+    parser.add_argument("--streams", type=int, default=64, metavar="N")
+    parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens a stream")
+    parser.add_argument("--step-ms", type=float, default=20.0, metavar="MS")
+    parser.add_argument("--requests", type=int, default=20000, metavar="N")
+    parser.add_argument("--whole", action="store_true", help="requests: not streamed")
+    parser.add_argument("--concurrency", type=int, default=32, metavar="N")
+    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
+    parser.add_argument("--top", type=int, default=25, metavar="N", help="rows of each table")
+    return parser.parse_args(arguments)
+
+
+def token_cpu(options: argparse.Namespace, dump: Path) -> tuple[float, str]:
+    """Fills `dump` with a wave's samples; returns the µs of a token in a wave without, and "token"."""
+    with (
+        processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
+        processes.gateway(worker, options.http_threads, "perf.profiled_gateway", str(dump)) as server,
+    ):
+        bench = Bench(server, worker, samples.CHAT_PATH, options.tokens)
+        cpu_us = bench.run(options.streams).cpu_us
+        bench.run(options.streams, profile_signals=(START, STOP))
+        return cpu_us, "token"
+
+
+def request_cpu(options: argparse.Namespace, dump: Path) -> tuple[float, str]:
+    """The same for one-token requests."""
+    with (
+        processes.word_simulator("--speed", "0") as worker,
+        processes.gateway(worker, options.http_threads, "perf.profiled_gateway", str(dump)) as server,
+    ):
+        path, stream = samples.CHAT_PATH, not options.whole
+        cpu_us = requests.run(server, path, stream, options).cpu_us
+        requests.run(server, path, stream, options, profile_signals=(START, STOP))
+        return cpu_us, "request"
+
+
+def read_stacks(dump: str) -> Iterator[Stack]:
+    """The stacks that faulthandler wrote."""
+    for text in dump.split("Stack (most recent call first):\n"):
+        stack = []
+        for line in text.splitlines():
+            # '  File "/usr/lib/python3.13/threading.py", line 995 in run'
+            path, quote, rest = line.removeprefix('  File "').partition('", line ')
+            if quote:
+                stack.append((path, rest.partition(" in ")[2]))
+        if stack:
+            yield stack
+
+
+def layer_of(stack: Stack) -> str:
+    return next((layer for path, function in stack if (layer := _find(LAYERS, path, function))), "other")
+
+
+def thread_of(stack: Stack) -> str:
+    return next((thread for path, function in reversed(stack) if (thread := _find(THREADS, path, function))), "other")
+
+
+def function_of(stack: Stack) -> str:
+    path, function = stack[0]
+    return f"{'/'.join(Path(path).parts[-2:])} {function}"
+
+
+def _find(table: tuple[tuple[str, str, str], ...], path: str, function: str) -> str | None:
+    return next((name for name, part, wanted in table if part in path and wanted in ("", function)), None)
