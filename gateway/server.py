@@ -40,7 +40,7 @@ from gateway.metrics import (
 from gateway.model import Model
 from gateway.pools import Pool
 from gateway.routing import Router, WorkerAddress
-from gateway.threads import Supervisor
+from gateway.threads import Alarm, Supervisor
 from gateway.watch import Watch
 
 BACKLOG = 4096
@@ -58,8 +58,8 @@ class Server:
 
     def __init__(self, config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> None:
         self._listener = listen(config)
-        self._woken = threading.Event()
-        supervisor = Supervisor(on_failure=lambda reason: self._woken.set())
+        self._alarm = Alarm()
+        supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
         registry, router = Registry(), Router()
         admit = functools.partial(admitted_model, models)
         cores = threading.Semaphore(os.cpu_count() or 1)
@@ -85,13 +85,15 @@ class Server:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def wake(self) -> None:
-        """From any thread or a signal handler: end `wait`."""
-        self._woken.set()
-
     def wait(self, timeout: float | None = None) -> bool:
-        """Until `wake` or a failure."""
-        return self._woken.wait(timeout)
+        """Until a failure, or a signal once `end_on_signals` was called; False when `timeout` seconds have passed."""
+        return self._alarm.wait(timeout)
+
+    def end_on_signals(self) -> None:
+        """Main thread only."""
+        signal.set_wakeup_fd(self._alarm.fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # that there is a handler makes it write to the alarm
 
     def is_ready(self) -> bool:
         return not unready(self.gateway)
@@ -104,7 +106,7 @@ class Server:
             http.stop()
         self._listener.close()
         if supervisor.failure is None:
-            self._woken.clear()
+            self._alarm.clear()
             self._wait_for_requests(self.gateway.config.grace_seconds)
         error = Unavailable(supervisor.failure or "the gateway is shutting down")
         for loop in self.gateway.loops:
@@ -127,9 +129,9 @@ class Server:
         return EmbeddedExecutor(model.name, model.folder, self.gateway.supervisor, connect)
 
     def _wait_for_requests(self, seconds: float) -> None:
-        """Until none is active, `seconds` have passed, or somebody wakes us to hurry."""
+        """Until none is active, `seconds` have passed, or another signal tells us to hurry."""
         deadline = time.monotonic() + seconds
-        while count_active(self.gateway.loops) and time.monotonic() < deadline and not self._woken.wait(0.01):
+        while count_active(self.gateway.loops) and time.monotonic() < deadline and not self._alarm.wait(0.01):
             pass
 
 
@@ -245,8 +247,7 @@ def add_gauges(gateway: Gateway) -> None:
 def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> int:
     """Serve until a signal or a failure; returns the exit code. Raises StartError."""
     server = Server(config, models, workers)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.wake())
+    server.end_on_signals()
     log.event(logging.INFO, f"listening on {server.url}")
     while not server.is_ready() and not server.wait(0.02):
         pass

@@ -1,11 +1,15 @@
 """Threads that cannot die unnoticed, and mailboxes that carry work to an event loop in batches.
 
-Threads: any thread may call `Supervisor.spawn` and `fail`; the first failure is kept, `failed` wakes the main thread.
+Threads: one thread waits for an `Alarm`, any may ring it. Any thread may call `Supervisor.spawn` and `fail`; the first
+failure is kept and handed to `on_failure`.
 `Mailbox.post` may be called from any thread, `handle` runs on the loop's own; `_lock` guards `_pending` only.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +52,34 @@ class Supervisor:
         else:
             if not (may_return or self.ending):
                 self.fail(f"thread {name} ended")
+
+
+class Alarm:
+    """What the main thread waits for: other threads ring it, and so do signals.
+
+    A pipe and no `threading.Event`: a signal that another thread takes does not end the main thread's wait for a lock,
+    so that its handler might never run; `signal.set_wakeup_fd(alarm.fd)` has the signal itself write into the pipe.
+    """
+
+    def __init__(self) -> None:
+        self._read_fd, self.fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self.fd, False)
+        self._poll = select.poll()
+        self._poll.register(self._read_fd, select.POLLIN)
+
+    def ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it rings already
+            os.write(self.fd, b"!")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it rings, or for `timeout` seconds; it goes on ringing until `clear`."""
+        return bool(self._poll.poll(None if timeout is None else timeout * 1000))
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._read_fd, 4096):
+                pass
 
 
 class Mailbox[Item]:
