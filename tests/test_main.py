@@ -1,0 +1,170 @@
+"""`python -m gateway` before it serves: the interpreter's version, the GIL, the help, the doctor."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import doctor
+from tests.executor import FakeExecutor, demo_info
+from tests.processes import GIL_ARGUMENTS, IS_FREE_THREADED_BUILD, ROOT, Gateway, environment
+
+needs_free_threading = pytest.mark.skipif(not IS_FREE_THREADED_BUILD, reason="this build has a GIL in any case")
+needs_a_gil = pytest.mark.skipif(IS_FREE_THREADED_BUILD, reason="this build can do without the GIL")
+
+
+def run(
+    *arguments: str, python: Path | str = sys.executable, **changes: str | None
+) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-m", "gateway", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(**changes), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def version_of(python: str) -> tuple[int, ...]:
+    command = [python, "-c", "import sys; print(*sys.version_info[:2])"]
+    environ = environment(PYTHON_GIL=None)
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    return tuple(map(int, result.stdout.split())) if result.returncode == 0 else ()
+
+
+@pytest.fixture(scope="module")
+def old_pythons(tools_python: Path) -> list[str]:
+    """Interpreters here that are older than the gateway asks for."""
+    names = [str(tools_python), *(shutil.which(f"python3.{minor}") or "" for minor in (8, 9, 10, 11, 12))]
+    return [name for name in names if name and (0,) < version_of(name) < (3, 13)]
+
+
+def test_an_older_python_gets_a_clear_message(old_pythons: list[str]) -> None:
+    if not old_pythons:
+        pytest.skip("no Python older than 3.13 here")
+    for python in old_pythons:
+        result = run(python=python, PYTHON_GIL=None)
+
+        assert result.returncode == 1
+        assert result.stderr.startswith("The gateway needs Python 3.13 or newer, and this is 3.")
+        assert "make setup" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@needs_free_threading
+def test_it_switches_the_gil_off_by_itself() -> None:
+    result = run("doctor", "--json", PYTHON_GIL=None)
+
+    report = json.loads(result.stdout)
+    assert report["interpreter"]["gil_enabled_now"] is False
+    assert report["problems"] == []
+    assert result.returncode == 0
+
+
+@needs_free_threading
+@pytest.mark.parametrize("how", ["PYTHON_GIL", "-X gil"])
+def test_it_refuses_to_serve_with_the_gil_on(how: str) -> None:
+    if how == "PYTHON_GIL":
+        result = run("--port", "0", PYTHON_GIL="1")
+    else:
+        command = [sys.executable, "-X", "gil=1", "-m", "gateway", "--port", "0"]
+        environ = environment(PYTHON_GIL=None)
+        result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    assert result.returncode == 2
+    assert "gateway: the GIL is on" in result.stderr
+    assert "--allow-gil" in result.stderr
+
+
+@needs_free_threading
+def test_with_allow_gil_it_serves_all_the_same() -> None:
+    with FakeExecutor() as executor:
+        workers = [executor.url]
+        with Gateway("--allow-gil", workers=workers, env=environment(PYTHON_GIL="1")) as gateway:
+            gateway.wait_until_ready()
+
+
+@needs_a_gil
+def test_a_build_with_a_gil_refuses_without_allow_gil() -> None:
+    result = run("--port", "0")
+
+    assert result.returncode == 2
+    assert "make setup" in result.stderr
+    assert "--allow-gil" in result.stderr
+
+
+def test_the_help_names_every_option_and_command() -> None:
+    result = run("--help")
+
+    assert result.returncode == 0
+    for word in ("--host", "--port", "--model-path", "--worker", "--config", "--grace-seconds", "doctor"):
+        assert word in result.stdout
+    assert all(len(line) <= 120 for line in result.stdout.splitlines())
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    for arguments in (["--prot", "1"], ["serve"], ["--port"]):
+        result = run(*GIL_ARGUMENTS, *arguments)
+
+        assert result.returncode == 2
+        assert "usage: python3.13t -m gateway" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    """The doctor's findings about this installation, a good worker and a bad one."""
+    strange = demo_info(tokenizer_fingerprint=b"\1" * 32)
+    with FakeExecutor() as executor, FakeExecutor(info=strange) as stranger:
+        workers = [executor.url, stranger.url, "step://127.0.0.1:1"]
+        words = [word for url in workers for word in ("--worker", url)]
+        result = run("doctor", "--json", *words)
+        assert result.returncode == 1, "a worker cannot be reached"
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found | {"urls": workers}
+
+
+def test_the_doctor_tells_the_interpreter_and_the_gil(report: dict[str, Any]) -> None:
+    interpreter = report["interpreter"]
+
+    assert interpreter["free_threaded_build"] is IS_FREE_THREADED_BUILD
+    assert interpreter["gil_enabled_now"] is not IS_FREE_THREADED_BUILD
+    assert interpreter["version"].startswith("3.")
+    assert interpreter["cores"] >= 1
+
+
+def test_the_doctor_tells_what_each_package_does_to_the_gil(report: dict[str, Any]) -> None:
+    packages = {package["name"]: package for package in report["packages"]}
+
+    assert {"grpcio", "tokenizers", "jinja2", "starlette", "hypercorn"} <= packages.keys()
+    assert packages["grpcio"]["version"] and packages["grpcio"]["error"] is None
+    assert packages["starlette"]["gil_after_import"] is not IS_FREE_THREADED_BUILD
+    assert packages["grpcio"]["would_enable_gil"] is IS_FREE_THREADED_BUILD
+
+
+def test_the_doctor_measures_the_tokenizer(report: dict[str, Any]) -> None:
+    (speed,) = report["tokenizers"]
+
+    assert speed["model"] == "demo"
+    assert speed["one_thread_mb_per_s"] > 0
+    assert speed["all_threads_mb_per_s"] > 0
+    assert len(speed["fingerprint"]) == 64
+
+
+def test_the_doctor_asks_the_workers(report: dict[str, Any]) -> None:
+    good, strange, absent = report["workers"]
+
+    assert good["problem"] is None and good["engine"] == "fake 1"
+    assert "another tokenizer" in strange["problem"]
+    assert "does not answer" in absent["problem"]
+    problems = " ".join(report["problems"])
+    assert report["urls"][1] in problems and "127.0.0.1:1" in problems and report["urls"][0] not in problems
+
+
+def test_the_doctor_speaks_to_people_too(report: dict[str, Any]) -> None:
+    words = doctor.in_words(report)
+
+    assert f"GIL {'off' if IS_FREE_THREADED_BUILD else 'on'}" in words
+    assert f"{report['urls'][0]}: reached, fake 1" in words
+    assert "PROBLEM: 127.0.0.1:1 does not answer" in words
+    assert "No problems found." in doctor.in_words(report | {"problems": []})
