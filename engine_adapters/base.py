@@ -4,7 +4,7 @@ import enum
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 if sys.byteorder != "little":
     raise ImportError("token ids travel as little-endian u32 columns that are read in place: a big-endian host cannot")
@@ -27,11 +27,22 @@ class Sampling:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One prompt for an engine. `token_ids` and `stop_token_ids` are little-endian u32."""
+    """One prompt for an engine, to be answered `n` times. `token_ids` and `stop_token_ids` are little-endian u32.
+
+    Before `min_tokens` no stop id and no end of sequence ends an answer. `logprobs` and `prompt_logprobs` ask for that
+    many alternatives to each token, None for no logprobs at all. A lower `priority` goes first. Prompts share the
+    engine's prefix cache only under equal `cache_salt`s and on the same `dp_rank`.
+    """
 
     request_id: str
     token_ids: bytes
@@ -39,11 +50,33 @@ class Submission:
     sampling: Sampling = Sampling()
     stop_token_ids: bytes = b""
     ignore_eos: bool = False
+    min_tokens: int = 0
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    dp_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """How likely each of some tokens was, and what else might have come: (token id, logprob), best first.
+
+    The token itself is among its `alternatives` only when it is one of the best.
+    """
+
+    logprobs: Sequence[float]
+    alternatives: Sequence[Sequence[tuple[int, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of one stream. `completion_tokens` counts a matched stop token, which itself is not delivered."""
+    """The end of one stream. `completion_tokens` counts a matched stop token, which itself is not delivered.
+
+    `prompt_logprobs`, for a submission that asked, come with the end of its first answer; a prompt's first token has
+    the logprob 0 and no alternatives.
+    """
 
     reason: FinishReason
     matched_stop: int | None = None
@@ -52,22 +85,88 @@ class Finish:
     completion_tokens: int = 0
     error: str = ""
     retryable: bool = False
+    prompt_logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankLoad:
+    """What one data-parallel rank of an engine says of itself at one moment."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine says of itself at one moment."""
+    """What an engine says of itself at one moment; `ranks` is empty when it has only one."""
 
     running: int = 0
     waiting: int = 0
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
     tokens_per_second: float = 0.0
+    ranks: tuple[RankLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KvStored:
+    """Blocks that entered a rank's prefix cache, each behind the one before it and the first behind `parent_hash`.
+
+    That is 0 at the start of a prompt. `token_ids` is little-endian u32, equally many for each block.
+    """
+
+    parent_hash: int
+    block_hashes: tuple[int, ...]
+    token_ids: bytes
+    cache_salt: str = ""
+    dp_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvRemoved:
+    """Blocks that left a rank's prefix cache."""
+
+    block_hashes: tuple[int, ...]
+    dp_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvCleared:
+    """A rank's prefix cache is empty."""
+
+    dp_rank: int = 0
+
+
+KvEvent: TypeAlias = KvStored | KvRemoved | KvCleared
+
+FEATURES = frozenset(
+    {
+        "min_tokens",
+        "n",
+        "logprobs",
+        "prompt_logprobs",
+        "priority",
+        "cache_salt",
+        "top_k",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "kv_events",
+    }
+)
+"""What an engine may or may not be able to do: fields of Submission and Sampling, and telling of its prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine serves. `tokenizer_fingerprint` is empty when the engine does not know it."""
+    """What an engine serves. `tokenizer_fingerprint` is empty and `kv_block_size` 0 when the engine does not know it.
+
+    `features` are those of FEATURES it has; a submission must not use the others.
+    """
 
     engine: str
     engine_version: str
@@ -77,6 +176,9 @@ class EngineInfo:
     max_running: int
     tokenizer_fingerprint: bytes
     eos_token_ids: tuple[int, ...]
+    kv_block_size: int = 0
+    dp_size: int = 1
+    features: frozenset[str] = frozenset()
 
 
 class EngineLost(Exception):
@@ -84,8 +186,8 @@ class EngineLost(Exception):
 
 
 Key = TypeVar("Key")
-Delivery = tuple[Key, Sequence[int], Finish | None]
-"""(the key given to `submit`, new token ids, the end if this is it)"""
+Delivery = tuple[Key, Sequence[int], Finish | None, Logprobs | None]
+"""(the key given to `submit`, new token ids, the end if this is it, the logprobs of these tokens if it asked)"""
 
 
 class Engine(Protocol[Key]):
@@ -101,8 +203,8 @@ class Engine(Protocol[Key]):
         that had no Finish yet are dead: the caller ends them.
         """
 
-    def submit(self, key: Key, submission: Submission) -> None:
-        """Start a stream whose deliveries carry `key`."""
+    def submit(self, keys: Sequence[Key], submission: Submission) -> None:
+        """Start a stream for each of the `submission.n` answers; their deliveries carry the `keys`, one each."""
 
     def abort(self, key: Key) -> None:
         """Stop a stream: nothing of it is delivered any more. Unknown keys are ignored."""

@@ -74,7 +74,7 @@ class Stream:
 
 def deliver_all(deliveries: Batch) -> None:
     """What an HTTP loop's mailbox does with a batch."""
-    for stream, token_ids, finish in deliveries:
+    for stream, token_ids, finish, _ in deliveries:
         stream.deliver(token_ids, finish)
 
 
@@ -158,10 +158,10 @@ class Session:
 
     def _submit(self, stream: Stream, submission: Submission) -> None:
         if self._engine is None:
-            self._post([(stream, (), _lost(f"worker {self.worker.name} was lost"))])
+            self._post([(stream, (), _lost(f"worker {self.worker.name} was lost"), None)])
             return
         self._streams.add(stream)
-        self._engine.submit(stream, submission)
+        self._engine.submit((stream,), submission)
 
     def _abort(self, stream: Stream) -> None:
         self._streams.discard(stream)
@@ -172,7 +172,7 @@ class Session:
         engine = self._engine
         assert engine is not None, "an engine delivers only while it runs"
         now = engine.last_frame_at
-        for stream, _, finish in deliveries:
+        for stream, _, finish, _ in deliveries:
             stream.progressed_at = now
             if finish is not None:
                 self._streams.discard(stream)
@@ -181,12 +181,12 @@ class Session:
     def _post(self, deliveries: Batch) -> None:
         for mailbox, batch in _by_mailbox(deliveries).items():
             if not mailbox.post(batch):
-                for stream, _, _ in batch:
+                for stream, *_ in batch:
                     self._abort(stream)
 
     def _end_streams(self, reason: str) -> None:
         streams, self._streams = self._streams, set()
-        self._post([(stream, (), _lost(reason)) for stream in streams])
+        self._post([(stream, (), _lost(reason), None) for stream in streams])
 
     def _state(self) -> WorkerState:
         return self._thread.router.snapshot()[self.worker]

@@ -37,10 +37,10 @@ class Gateway:
         return codec.decode(StepFrame, await self.call.read())
 
     async def read_news(self) -> StepFrame:
-        """The next frame with tokens or ends in it."""
+        """The next frame with tokens, ends or KV events in it."""
         while True:
             frame = await self.read()
-            if frame.stream_ids or frame.finished:
+            if frame.stream_ids or frame.finished or frame.kv_events:
                 return frame
 
     async def read_end(self) -> Finished:
@@ -50,6 +50,14 @@ class Gateway:
 
 def u32(*values: int) -> bytes:
     return array("I", values).tobytes()
+
+
+def u64(*values: int) -> bytes:
+    return array("Q", values).tobytes()
+
+
+def f32(*values: float) -> bytes:
+    return array("f", values).tobytes()
 
 
 def columns(frame: StepFrame) -> dict[int, list[int]]:

@@ -84,12 +84,13 @@ class SimulatedEngine:
             tokens_per_second=self._meter.rate(),
         )
 
-    def submit(self, stream: Stream, submission: Submission) -> None:
+    def submit(self, streams: Sequence[Stream], submission: Submission) -> None:
         if self._ignore_eos and not submission.ignore_eos:
             submission = replace(submission, ignore_eos=True)
-        refusal = self._scheduler.submit(stream, submission)
-        if refusal is not None:
-            self._emit([(stream, (), refusal)])
+        for stream in streams:
+            refusal = self._scheduler.submit(stream, submission)
+            if refusal is not None:
+                self._emit([(stream, (), refusal)])
         self._something_changed.set()
 
     def abort(self, stream: Stream) -> None:

@@ -14,15 +14,14 @@ import grpc
 import grpc.aio
 
 from engine_adapters import codec
-from engine_adapters.base import Delivery, EngineInfo, EngineLost, Finish, FinishReason, Key, Load, Submission
-from engine_adapters.step import PROTOCOL_VERSION, messages
+from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, KvEvent, Load, Submission
+from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An executor speaks every second; one that says nothing for this long is taken for dead."""
 FRAME_BYTES = 1 << 20
 """A ClientFrame takes no further prompt once it is this large, so that no abort waits behind many long ones."""
-STREAM_ID_LIMIT = 1 << 32
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -33,7 +32,6 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 )
-REASONS = {reason.value: reason for reason in FinishReason}
 Answer = TypeVar("Answer", bound=codec.Message)
 AttachCall: TypeAlias = "grpc.aio.StreamStreamCall[messages.ClientFrame, bytes]"
 
@@ -41,12 +39,25 @@ AttachCall: TypeAlias = "grpc.aio.StreamStreamCall[messages.ClientFrame, bytes]"
 class StepClient(Generic[Key]):
     """An `Engine` behind a step stream at `address` ("host:port"). After EngineLost, make a new one.
 
-    `count_fault(kind)` is told of whatever the executor sent that made no sense: "malformed_frame", "unknown_stream".
+    `count_fault(kind)` is told of whatever the executor sent that made no sense: "malformed_frame", "unknown_stream",
+    "kv_gap".
+
+    `on_kv_events(events, is_snapshot)` is told how the executor's prefix cache changes. The first call, for the first
+    frame, is the snapshot: it says all there is, whatever was known of this executor before, nothing at all included.
+    When events were missed later ("kv_gap") the next ones come all the same and what they add up to may be wrong, until
+    a new client attaches.
     """
 
-    def __init__(self, address: str, count_fault: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        count_fault: Callable[[str], None],
+        on_kv_events: "Callable[[Sequence[KvEvent], bool], None] | None" = None,
+    ) -> None:
         self._address = address
         self._count_fault = count_fault
+        self._on_kv_events = on_kv_events
+        self._kv_event_number = 0
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._keys: dict[int, Key] = {}
         self._stream_ids: dict[Key, int] = {}
@@ -77,16 +88,7 @@ class StepClient(Generic[Key]):
                 f"{self._address} speaks version {info.protocol_version} of the step stream, this gateway speaks "
                 f"{PROTOCOL_VERSION}; update the older of the two"
             )
-        return EngineInfo(
-            engine=info.engine,
-            engine_version=info.engine_version,
-            model=info.model,
-            vocab_size=info.vocab_size,
-            context_length=info.context_length,
-            max_running=info.max_running,
-            tokenizer_fingerprint=info.tokenizer_fingerprint,
-            eos_token_ids=tuple(memoryview(info.eos_token_ids).cast("I")),
-        )
+        return translation.as_info(info)
 
     async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
         attach: grpc.aio.StreamStreamMultiCallable[messages.ClientFrame, bytes] = self._channel.stream_stream(
@@ -106,22 +108,14 @@ class StepClient(Generic[Key]):
                 half.cancel()
             await asyncio.gather(*halves, return_exceptions=True)
 
-    def submit(self, key: Key, submission: Submission) -> None:
-        stream_id = self._new_stream_id()
-        self._keys[stream_id] = key
-        self._stream_ids[key] = stream_id
-        sampling = submission.sampling
-        self._submits.append(
-            messages.Submit(
-                stream_id=stream_id,
-                request_id=submission.request_id,
-                token_ids=submission.token_ids,
-                sampling=messages.Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed),
-                max_tokens=submission.max_tokens,
-                stop_token_ids=submission.stop_token_ids,
-                ignore_eos=submission.ignore_eos,
-            )
-        )
+    def submit(self, keys: Sequence[Key], submission: Submission) -> None:
+        if len(keys) != submission.n or not 0 < submission.n <= ANSWERS_LIMIT:
+            raise ValueError(f"{len(keys)} keys for n = {submission.n}, which must be 1 to {ANSWERS_LIMIT}")
+        first = self._new_stream_ids(len(keys))
+        for stream_id, key in enumerate(keys, first):
+            self._keys[stream_id] = key
+            self._stream_ids[key] = stream_id
+        self._submits.append(translation.submit_message(first, submission))
         self._something_to_send.set()
 
     def abort(self, key: Key) -> None:
@@ -129,13 +123,14 @@ class StepClient(Generic[Key]):
         if stream_id is None:
             return
         del self._keys[stream_id]
-        for submit in self._submits:
-            if submit.stream_id == stream_id:
-                self._submits.remove(submit)  # the executor never heard of it
-                return
         self._aborted.add(stream_id)
-        self._aborts.append(stream_id)
-        self._something_to_send.set()
+        queued = next((submit for submit in self._submits if stream_id in _stream_ids(submit)), None)
+        if queued is None:
+            self._aborts.append(stream_id)
+            self._something_to_send.set()
+        elif self._aborted.issuperset(_stream_ids(queued)):
+            self._submits.remove(queued)  # the executor never heard of it
+            self._aborted.difference_update(_stream_ids(queued))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -160,13 +155,15 @@ class StepClient(Generic[Key]):
                 await call.write(self._next_frame())
 
     def _next_frame(self) -> messages.ClientFrame:
-        frame = messages.ClientFrame(aborts=array("I", self._aborts).tobytes())
-        self._aborts.clear()
+        aborts, self._aborts = self._aborts, []
+        frame = messages.ClientFrame()
         size = 0
         while self._submits and size < FRAME_BYTES:
             submit = self._submits.popleft()
             frame.submits.append(submit)
             size += len(submit.token_ids) + len(submit.stop_token_ids)
+            aborts += self._aborted.intersection(_stream_ids(submit))  # some of its answers, while it was queued
+        frame.aborts = array("I", aborts).tobytes()
         return frame
 
     async def _receive(self, call: AttachCall, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
@@ -186,12 +183,12 @@ class StepClient(Generic[Key]):
 
     def _deliveries(self, frame: messages.StepFrame) -> list[Delivery[Key]]:
         """What a frame means for the streams we know; raises ValueError or TypeError when its columns do not fit."""
-        ends = self._ends(frame)
+        ends = {finished.stream_id: translation.as_finish(finished) for finished in frame.finished}
+        logprobs = {entry.stream_id: translation.as_logprobs(entry) for entry in frame.logprobs}
         if frame.load is not None:
-            load = frame.load
-            self._load = Load(
-                load.running, load.waiting, load.kv_tokens_used, load.kv_tokens_total, load.tokens_per_second
-            )
+            self._load = translation.as_load(frame.load)
+        if frame.kv_events or frame.kv_event_number or frame.protocol_version:
+            self._note_kv_events(frame)
         deliveries: list[Delivery[Key]] = []
         keys = self._keys
         for stream_id, token_ids in columns(frame):
@@ -199,19 +196,28 @@ class StepClient(Generic[Key]):
             if key is None:
                 self._note_unknown(stream_id)
             else:
-                deliveries.append((key, token_ids, ends.pop(stream_id, None) if ends else None))
+                scores = logprobs.get(stream_id) if logprobs else None
+                if scores is not None and len(scores.logprobs) != len(token_ids):
+                    raise ValueError("each token of a stream must have its logprob")
+                deliveries.append((key, token_ids, ends.pop(stream_id, None) if ends else None, scores))
         for stream_id, finish in ends.items():
             key = keys.get(stream_id)
             if key is not None:
-                deliveries.append((key, (), finish))
+                deliveries.append((key, (), finish, None))
             elif stream_id not in self._aborted:
                 self._count_fault("unknown_stream")
         for finished in frame.finished:
             self._forget(finished.stream_id)
         return deliveries
 
-    def _ends(self, frame: messages.StepFrame) -> dict[int, Finish]:
-        return {finished.stream_id: _finish(finished) for finished in frame.finished}
+    def _note_kv_events(self, frame: messages.StepFrame) -> None:
+        is_snapshot = frame.protocol_version > 0
+        if not is_snapshot and frame.kv_event_number != self._kv_event_number + len(frame.kv_events):
+            self._count_fault("kv_gap")
+        self._kv_event_number = frame.kv_event_number
+        if self._on_kv_events is not None:
+            events = map(translation.as_kv_event, frame.kv_events)
+            self._on_kv_events([event for event in events if event is not None], is_snapshot)
 
     def _note_unknown(self, stream_id: int) -> None:
         # Tokens that were under way when we aborted are no fault.
@@ -224,12 +230,21 @@ class StepClient(Generic[Key]):
         if key is not None:
             del self._stream_ids[key]
 
-    def _new_stream_id(self) -> int:
+    def _new_stream_ids(self, count: int) -> int:
+        """The first of `count` ids in a row that are free."""
         while True:
-            stream_id = self._next_stream_id
-            self._next_stream_id = (stream_id + 1) % STREAM_ID_LIMIT
-            if stream_id not in self._keys and stream_id not in self._aborted:
-                return stream_id
+            first = self._next_stream_id
+            stream_ids = range(first, first + count)
+            self._next_stream_id = stream_ids.stop if stream_ids.stop < STREAM_ID_LIMIT else 0
+            if stream_ids.stop <= STREAM_ID_LIMIT and not any(map(self._is_taken, stream_ids)):
+                return first
+
+    def _is_taken(self, stream_id: int) -> bool:
+        return stream_id in self._keys or stream_id in self._aborted
+
+
+def _stream_ids(submit: messages.Submit) -> range:
+    return range(submit.stream_id, submit.stream_id + (submit.n or 1))
 
 
 def columns(frame: messages.StepFrame) -> list[tuple[int, Sequence[int]]]:
@@ -249,18 +264,6 @@ def columns(frame: messages.StepFrame) -> list[tuple[int, Sequence[int]]]:
         result.append((stream_id, token_ids[start : start + count]))
         start += count
     return result
-
-
-def _finish(finished: messages.Finished) -> Finish:
-    return Finish(
-        reason=REASONS.get(finished.reason, FinishReason.ERROR),
-        matched_stop=finished.matched_stop,
-        prompt_tokens=finished.prompt_tokens,
-        cached_tokens=finished.cached_tokens,
-        completion_tokens=finished.completion_tokens,
-        error=finished.error or ("" if finished.reason in REASONS else f"unknown finish reason {finished.reason}"),
-        retryable=finished.retryable,
-    )
 
 
 async def _in_time(read: Awaitable[object], address: str) -> object:

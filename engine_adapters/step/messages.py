@@ -11,6 +11,12 @@ EXECUTOR_ATTACH: Final = "/gateway.executor.v1.Executor/Attach"
 EXECUTOR_GET_INFO: Final = "/gateway.executor.v1.Executor/GetInfo"
 EXECUTOR_HEALTH: Final = "/gateway.executor.v1.Executor/Health"
 
+# KvEventKind
+KV_EVENT_KIND_UNSPECIFIED: Final = 0
+KV_EVENT_KIND_STORED: Final = 1
+KV_EVENT_KIND_REMOVED: Final = 2
+KV_EVENT_KIND_CLEARED: Final = 3  # all blocks of the rank
+
 # FinishReason
 FINISH_REASON_UNSPECIFIED: Final = 0
 FINISH_REASON_STOP: Final = 1  # an end-of-sequence or stop token
@@ -42,6 +48,13 @@ class Submit:
     max_tokens: int = 0  # at least 1
     stop_token_ids: bytes = b""  # u32[]: end the stream; the matched id is not sent
     ignore_eos: bool = False  # do not end on the model's own end-of-sequence ids
+    min_tokens: int = 0  # do not end on any stop or end-of-sequence id before this many tokens
+    n: int = 0  # answers to the one prompt, at most 128, with ids from stream_id on, each a stream; 0 means 1
+    logprobs: int | None = None  # send logprobs, each with this many alternatives
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, with the end of the first answer
+    priority: int = 0  # lower goes first
+    cache_salt: str = ""  # prefix cache entries are shared only under equal salts
+    dp_rank: int = 0  # which data-parallel rank of the executor, below Info.dp_size
 
 
 @dataclass(slots=True)
@@ -53,6 +66,13 @@ class Sampling:
     temperature: float | None = None  # 0 is greedy
     top_p: float | None = None
     seed: int | None = None
+    top_k: int | None = None  # 0 and below: no limit
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias_token_ids: bytes = b""  # u32[]
+    logit_biases: bytes = b""  # f32[], parallel to logit_bias_token_ids
 
 
 @dataclass(slots=True)
@@ -68,6 +88,40 @@ class StepFrame:
     finished: list[Finished] = field(default_factory=list)  # after the tokens of the same frame
     load: Load | None = None
     protocol_version: int = 0  # set in the first frame of a stream
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of this frame's tokens, for streams that asked
+    # what changed in the prefix cache; the first frame begins with all there is
+    kv_events: list[KvEvent] = field(default_factory=list)
+    kv_event_number: int = 0  # of the last event so far, when any came since the last frame: KvEvent says more
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Of the tokens that one stream got in one frame, in their order: as many as the frame has for it."""
+
+    LAYOUT: ClassVar[Layout]
+
+    stream_id: int = 0
+    logprobs: bytes = b""  # f32[]: of the tokens themselves
+    top_counts: bytes = b""  # u32[]: alternatives of each token
+    top_token_ids: bytes = b""  # u32[]: token after token, best first
+    top_logprobs: bytes = b""  # f32[], parallel to top_token_ids
+
+
+@dataclass(slots=True)
+class KvEvent:
+    """A change of the prefix cache. Events are numbered from 1 on while the executor lives, in the order of sending.
+    The first frame stands for all events up to its kv_event_number, whatever it contains; from then on that number
+    grows by as many events as a frame has. A receiver that finds otherwise missed some and attaches again.
+    """
+
+    LAYOUT: ClassVar[Layout]
+
+    kind: int = 0  # KvEventKind
+    dp_rank: int = 0
+    parent_hash: int = 0  # STORED: the block before the first of these; 0 at the start of a prompt
+    block_hashes: bytes = b""  # u64[]: STORED, REMOVED: the blocks, in order; none is 0
+    token_ids: bytes = b""  # u32[]: STORED: equally many ids for each block
+    cache_salt: str = ""  # STORED
 
 
 @dataclass(slots=True)
@@ -82,6 +136,8 @@ class Finished:
     completion_tokens: int = 0  # tokens generated, those sent and a matched stop token
     error: str = ""
     retryable: bool = False  # another executor may do better
+    # the first token of a prompt has none: its logprob is 0, without alternatives
+    prompt_logprobs: TokenLogprobs | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +149,17 @@ class Load:
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
     tokens_per_second: float = 0.0  # generated, over the last second or so
+    ranks: list[RankLoad] = field(default_factory=list)  # by data-parallel rank, when there is more than one
+
+
+@dataclass(slots=True)
+class RankLoad:
+    LAYOUT: ClassVar[Layout]
+
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
 
 
 @dataclass(slots=True)
@@ -113,6 +180,10 @@ class Info:
     max_running: int = 0
     tokenizer_fingerprint: bytes = b""  # SHA-256, engine_adapters/tokenizer_file.py says over what; empty if unknown
     eos_token_ids: bytes = b""  # u32[]
+    kv_block_size: int = 0  # tokens; 0 when unknown
+    dp_size: int = 0  # data-parallel ranks; 0 means 1
+    # what it can beyond the first release: engine_adapters/base.py has the names
+    features: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -142,12 +213,26 @@ Submit.LAYOUT = Layout(
     singular(5, "max_tokens", "uint32"),
     singular(6, "stop_token_ids", "bytes"),
     singular(7, "ignore_eos", "bool"),
+    singular(8, "min_tokens", "uint32"),
+    singular(9, "n", "uint32"),
+    optional(10, "logprobs", "uint32"),
+    optional(11, "prompt_logprobs", "uint32"),
+    singular(12, "priority", "int32"),
+    singular(13, "cache_salt", "string"),
+    singular(14, "dp_rank", "uint32"),
 )
 
 Sampling.LAYOUT = Layout(
     optional(1, "temperature", "float"),
     optional(2, "top_p", "float"),
     optional(3, "seed", "int64"),
+    optional(4, "top_k", "int32"),
+    optional(5, "min_p", "float"),
+    optional(6, "frequency_penalty", "float"),
+    optional(7, "presence_penalty", "float"),
+    optional(8, "repetition_penalty", "float"),
+    singular(9, "logit_bias_token_ids", "bytes"),
+    singular(10, "logit_biases", "bytes"),
 )
 
 StepFrame.LAYOUT = Layout(
@@ -158,6 +243,26 @@ StepFrame.LAYOUT = Layout(
     repeated(5, "finished", Finished),
     singular(6, "load", Load),
     singular(7, "protocol_version", "uint32"),
+    repeated(8, "logprobs", TokenLogprobs),
+    repeated(9, "kv_events", KvEvent),
+    singular(10, "kv_event_number", "uint64"),
+)
+
+TokenLogprobs.LAYOUT = Layout(
+    singular(1, "stream_id", "uint32"),
+    singular(2, "logprobs", "bytes"),
+    singular(3, "top_counts", "bytes"),
+    singular(4, "top_token_ids", "bytes"),
+    singular(5, "top_logprobs", "bytes"),
+)
+
+KvEvent.LAYOUT = Layout(
+    singular(1, "kind", "enum"),
+    singular(2, "dp_rank", "uint32"),
+    singular(3, "parent_hash", "fixed64"),
+    singular(4, "block_hashes", "bytes"),
+    singular(5, "token_ids", "bytes"),
+    singular(6, "cache_salt", "string"),
 )
 
 Finished.LAYOUT = Layout(
@@ -169,6 +274,7 @@ Finished.LAYOUT = Layout(
     singular(6, "completion_tokens", "uint32"),
     singular(7, "error", "string"),
     singular(8, "retryable", "bool"),
+    singular(9, "prompt_logprobs", TokenLogprobs),
 )
 
 Load.LAYOUT = Layout(
@@ -177,6 +283,14 @@ Load.LAYOUT = Layout(
     singular(3, "kv_tokens_used", "uint64"),
     singular(4, "kv_tokens_total", "uint64"),
     singular(5, "tokens_per_second", "float"),
+    repeated(6, "ranks", RankLoad),
+)
+
+RankLoad.LAYOUT = Layout(
+    singular(1, "running", "uint32"),
+    singular(2, "waiting", "uint32"),
+    singular(3, "kv_tokens_used", "uint64"),
+    singular(4, "kv_tokens_total", "uint64"),
 )
 
 InfoRequest.LAYOUT = Layout()
@@ -191,6 +305,9 @@ Info.LAYOUT = Layout(
     singular(7, "max_running", "uint32"),
     singular(8, "tokenizer_fingerprint", "bytes"),
     singular(9, "eos_token_ids", "bytes"),
+    singular(10, "kv_block_size", "uint32"),
+    singular(11, "dp_size", "uint32"),
+    repeated(12, "features", "string"),
 )
 
 HealthRequest.LAYOUT = Layout()

@@ -6,17 +6,17 @@ Threads: none of its own. Everything here runs on the event loop that called `st
 import asyncio
 import logging
 import time
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
 from engine_adapters import codec
-from engine_adapters.base import EngineInfo, Finish, FinishReason, Load, Sampling, Submission
-from engine_adapters.step import PROTOCOL_VERSION, messages
+from engine_adapters.base import EngineInfo, Finish, FinishReason, KvEvent, Load, Logprobs, Submission
+from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
+from engine_adapters.step.kv_index import KvIndex
 from engine_adapters.step.session import Session, Stream
 
 HELLO_SECONDS = 10.0
@@ -36,6 +36,8 @@ SERVER_OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
+NO_LOGPROBS: "Mapping[Stream, Logprobs]" = {}
+
 Context = grpc.aio.ServicerContext[Any, Any]
 log = logging.getLogger(__name__)
 
@@ -50,10 +52,11 @@ class StepEngine(Protocol):
     def info(self) -> EngineInfo:
         """What the engine serves."""
 
-    def submit(self, stream: Stream, submission: Submission) -> None:
-        """Start a stream. The columns are whole, the prompt is not empty, its ids are in the vocabulary.
+    def submit(self, streams: Sequence[Stream], submission: Submission) -> None:
+        """Start a stream for each of the `submission.n` answers.
 
-        Everything that comes of it goes to `emit`, a refusal (Finish REJECTED) included.
+        The columns are whole, the prompt is not empty, its ids are in the vocabulary, there is such a rank. Everything
+        that comes of it goes to `emit`, a refusal (Finish REJECTED of each stream) included.
         """
 
     def abort(self, stream: Stream) -> None:
@@ -74,6 +77,7 @@ class StepServer:
         self._engine = engine
         self._info = engine.info()
         self._sessions: set[Session] = set()
+        self._kv_index = KvIndex()
         self._step = 0
         self._frame_taken = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -92,13 +96,16 @@ class StepServer:
         self._heart = asyncio.create_task(self._beat())
         return bound
 
-    def emit(self, step: int, outputs: Iterable[Output]) -> None:
+    def emit(self, step: int, outputs: Iterable[Output], logprobs: "Mapping[Stream, Logprobs]" = NO_LOGPROBS) -> None:
         """Send what an engine step brought: one frame to each gateway concerned.
 
-        Returns at once. What a gateway does not read in time is joined to its next frame. Outputs for a stream that
-        has ended are dropped.
+        `logprobs` are of the outputs' tokens, all of them, for streams that asked. Returns at once. What a gateway does
+        not read in time is joined to its next frame. Outputs for a stream that has ended are dropped.
         """
         self._step = step
+        for stream, each in logprobs.items():
+            if stream.is_live:
+                stream.session.add_logprobs(stream.stream_id, each)
         for stream, token_ids, finish in outputs:
             if not stream.is_live:
                 continue
@@ -114,6 +121,16 @@ class StepServer:
         for session in self._sessions:
             if session.has_news:
                 session.wake.set()
+
+    def emit_kv_events(self, events: Iterable[KvEvent]) -> None:
+        """Tell all gateways how the prefix cache changed; who attaches later is told what has become of it."""
+        translated = []
+        for event in events:
+            self._kv_index.apply(event)
+            translated.append(translation.kv_event_message(event))
+        for session in self._sessions:
+            session.add_kv_events(translated, self._kv_index.number)
+            session.wake.set()
 
     async def frames_taken(self, timeout: float) -> None:
         """Wait until all that was emitted is on its way in some frame, but no longer than `timeout` seconds."""
@@ -148,20 +165,7 @@ class StepServer:
         )
 
     async def _get_info(self, _request: bytes, _context: Context) -> bytes:
-        info = self._info
-        return codec.encode(
-            messages.Info(
-                protocol_version=PROTOCOL_VERSION,
-                engine=info.engine,
-                engine_version=info.engine_version,
-                model=info.model,
-                vocab_size=info.vocab_size,
-                context_length=info.context_length,
-                max_running=info.max_running,
-                tokenizer_fingerprint=info.tokenizer_fingerprint,
-                eos_token_ids=array("I", info.eos_token_ids).tobytes(),
-            )
-        )
+        return codec.encode(translation.info_message(self._info))
 
     async def _health(self, _request: bytes, _context: Context) -> bytes:
         problem = self._engine.health()
@@ -172,6 +176,8 @@ class StepServer:
     async def _attach(self, _requests: object, context: Context) -> None:
         await self._check_hello(context)
         session = Session(context.peer())
+        # In one go: the snapshot holds what was emitted before, and the session gets what is emitted from now on.
+        session.add_kv_events(map(translation.kv_event_message, self._kv_index.snapshot()), self._kv_index.number)
         self._sessions.add(session)
         log.info("%s attached", session.peer)
         reader = asyncio.create_task(self._read(session, context))
@@ -187,6 +193,8 @@ class StepServer:
             for task in (reader, session.writer):
                 task.add_done_callback(_log_failure)
             log.info("%s is gone", session.peer)
+        if session.objection:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, session.objection)
 
     async def _check_hello(self, context: Context) -> None:
         try:
@@ -204,16 +212,18 @@ class StepServer:
             )
 
     async def _read(self, session: Session, context: Context) -> None:
+        """Obey the gateway until it leaves, or sends what cannot be read: then it waits for streams nobody started."""
         while (data := await context.read()) is not grpc.aio.EOF:
             try:
                 frame = codec.decode(messages.ClientFrame, data)
-            except codec.DecodeError as error:
+                aborts = memoryview(frame.aborts).cast("I")
+            except (codec.DecodeError, TypeError) as error:
+                session.objection = f"a malformed frame: {error}"
                 self._note_fault("malformed_frame", session, str(error))
-                continue
+                return
             for submit in frame.submits:
                 self._submit(session, submit)
-            if frame.aborts:
-                self._abort(session, frame.aborts)
+            self._abort(session, aborts)
 
     async def _write(self, session: Session, context: Context) -> None:
         version = PROTOCOL_VERSION
@@ -250,35 +260,39 @@ class StepServer:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _submit(self, session: Session, submit: messages.Submit) -> None:
-        stream_id = submit.stream_id
-        previous = session.streams.get(stream_id)
-        if previous is not None:
+        first = submit.stream_id
+        stream_ids = range(first, min(first + min(submit.n or 1, ANSWERS_LIMIT), STREAM_ID_LIMIT))
+        used = [session.streams[stream_id] for stream_id in stream_ids if stream_id in session.streams]
+        fresh = [Stream(session, each, submit.request_id) for each in stream_ids if each not in session.streams]
+        session.streams.update((stream.stream_id, stream) for stream in fresh)
+        if used:
             # The gateway cannot tell two streams of one id apart, so neither goes on.
-            self._reject(previous, f"stream id {stream_id} was used again while its stream was live")
-            self._engine.abort(previous)
-            return
-        stream = session.streams[stream_id] = Stream(session, stream_id, submit.request_id)
-        if problem := find_problem(submit, self._info.vocab_size):
-            self._reject(stream, problem)
-            return
-        if session.is_ending:
-            self.emit(self._step, [(stream, (), Finish(FinishReason.ERROR, error="shutting down", retryable=True))])
-            return
+            self._reject([*used, *fresh], f"{used} had not ended when their ids were used again")
+            for stream in used:
+                self._engine.abort(stream)
+        elif problem := find_problem(submit, self._info):
+            self._reject(fresh, problem)
+        elif session.is_ending:
+            self._end(fresh, Finish(FinishReason.ERROR, error="shutting down", retryable=True))
+        else:
+            self._start(fresh, translation.as_submission(submit))
+
+    def _start(self, streams: list[Stream], submission: Submission) -> None:
         try:
-            self._engine.submit(stream, as_submission(submit))
+            self._engine.submit(streams, submission)
         except Exception as error:  # whatever an engine does, the other streams go on
-            log.exception("the engine failed to take %r", stream)
-            self.emit(self._step, [(stream, (), Finish(FinishReason.ERROR, error=f"the engine failed: {error!r}"))])
+            log.exception("the engine failed to take %r", streams)
+            self._end(streams, Finish(FinishReason.ERROR, error=f"the engine failed: {error!r}"))
 
-    def _reject(self, stream: Stream, problem: str) -> None:
-        self._note_fault("bad_submit", stream.session, f"{stream.request_id}: {problem}")
-        self.emit(self._step, [(stream, (), Finish(FinishReason.REJECTED, error=problem))])
+    def _reject(self, streams: list[Stream], problem: str) -> None:
+        self._note_fault("bad_submit", streams[0].session, f"{streams[0].request_id}: {problem}")
+        self._end(streams, Finish(FinishReason.REJECTED, error=problem))
 
-    def _abort(self, session: Session, aborts: bytes) -> None:
-        if len(aborts) % 4:
-            self._note_fault("bad_aborts", session, f"{len(aborts)} bytes are no column of u32")
-            return
-        for stream_id in memoryview(aborts).cast("I"):
+    def _end(self, streams: Iterable[Stream], finish: Finish) -> None:
+        self.emit(self._step, [(stream, (), finish) for stream in streams])
+
+    def _abort(self, session: Session, aborts: "memoryview[int]") -> None:
+        for stream_id in aborts:
             stream = session.streams.get(stream_id)
             if stream is not None:
                 self._engine.abort(stream)
@@ -300,8 +314,8 @@ class StepServer:
         log.warning("%s: %s: %s", session.peer, kind, what)
 
 
-def find_problem(submit: messages.Submit, vocab_size: int) -> str:
-    """Why no engine could serve this; empty when one could."""
+def find_problem(submit: messages.Submit, info: EngineInfo) -> str:
+    """Why the engine could not serve this; empty when it could."""
     for name in ("token_ids", "stop_token_ids"):
         if len(getattr(submit, name)) % 4:
             return f"{name} has {len(getattr(submit, name))} bytes and is no column of u32"
@@ -309,22 +323,24 @@ def find_problem(submit: messages.Submit, vocab_size: int) -> str:
         return "the prompt is empty"
     if submit.max_tokens < 1:
         return "max_tokens must be at least 1"
+    if submit.n > ANSWERS_LIMIT:
+        return f"n is {submit.n}, but at most {ANSWERS_LIMIT} answers are given to one prompt"
+    if submit.stream_id + max(submit.n, 1) > STREAM_ID_LIMIT:
+        return "stream ids must be below 2**32"
+    if submit.dp_rank >= info.dp_size:
+        return f"dp_rank is {submit.dp_rank}, but there are {info.dp_size} ranks"
     largest = max(memoryview(submit.token_ids).cast("I"))
-    if largest >= vocab_size:
-        return f"token id {largest} is not in this model's vocabulary of {vocab_size}"
-    return ""
+    if largest >= info.vocab_size:
+        return f"token id {largest} is not in this model's vocabulary of {info.vocab_size}"
+    return _bias_problem(submit.sampling or messages.Sampling(), info)
 
 
-def as_submission(submit: messages.Submit) -> Submission:
-    sampling = submit.sampling or messages.Sampling()
-    return Submission(
-        request_id=submit.request_id,
-        token_ids=submit.token_ids,
-        max_tokens=submit.max_tokens,
-        sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed),
-        stop_token_ids=submit.stop_token_ids,
-        ignore_eos=submit.ignore_eos,
-    )
+def _bias_problem(sampling: messages.Sampling, info: EngineInfo) -> str:
+    token_ids, biases = sampling.logit_bias_token_ids, sampling.logit_biases
+    if len(token_ids) % 4 or len(token_ids) != len(biases):
+        return "logit_bias must have a bias for each token id"
+    largest = max(memoryview(token_ids).cast("I"), default=0)
+    return "" if largest < info.vocab_size else f"logit_bias names token id {largest} of {info.vocab_size}"
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

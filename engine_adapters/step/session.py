@@ -5,14 +5,15 @@ Threads: none of its own; the server's event loop.
 
 import asyncio
 from array import array
+from collections.abc import Iterable
 from itertools import chain
 
-from engine_adapters.base import Finish, Load
-from engine_adapters.step import messages
+from engine_adapters.base import Finish, Load, Logprobs
+from engine_adapters.step import messages, translation
 
 
 class Stream:
-    """One request of one gateway: the key under which an engine knows it."""
+    """One answer to a request of one gateway: the key under which an engine knows it."""
 
     __slots__ = ("is_live", "request_id", "session", "stream_id")
 
@@ -27,13 +28,20 @@ class Stream:
 
 
 class Session:
-    """One gateway's Attach: its live streams and what it has not been sent yet."""
+    """One gateway's Attach: its live streams and what it has not been sent yet.
+
+    `objection` is what makes the session end: something the gateway sent that cannot be read.
+    """
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
         self.streams: dict[int, Stream] = {}
         self.token_ids: dict[int, list[int]] = {}
         self.finished: list[messages.Finished] = []
+        self.logprobs: dict[int, Logprobs] = {}
+        self.kv_events: list[messages.KvEvent] = []
+        self.kv_event_number = 0
+        self.objection = ""
         self.wake = asyncio.Event()
         self.writer: asyncio.Task[None] | None = None
         self.writing_since: float | None = None
@@ -42,28 +50,34 @@ class Session:
 
     @property
     def has_news(self) -> bool:
-        return bool(self.token_ids or self.finished)
+        return bool(self.token_ids or self.finished or self.kv_events)
 
     def end(self, stream: Stream, finish: Finish) -> None:
         stream.is_live = False
         del self.streams[stream.stream_id]
-        self.finished.append(
-            messages.Finished(
-                stream_id=stream.stream_id,
-                reason=finish.reason,
-                matched_stop=finish.matched_stop,
-                prompt_tokens=finish.prompt_tokens,
-                cached_tokens=finish.cached_tokens,
-                completion_tokens=finish.completion_tokens,
-                error=finish.error,
-                retryable=finish.retryable,
+        self.finished.append(translation.finished_message(stream.stream_id, finish))
+
+    def add_logprobs(self, stream_id: int, logprobs: Logprobs) -> None:
+        """Of the tokens that were just added to the stream's."""
+        gathered = self.logprobs.get(stream_id)
+        if gathered is not None:
+            logprobs = Logprobs(
+                [*gathered.logprobs, *logprobs.logprobs], [*gathered.alternatives, *logprobs.alternatives]
             )
-        )
+        self.logprobs[stream_id] = logprobs
+
+    def add_kv_events(self, events: Iterable[messages.KvEvent], number: int) -> None:
+        """`number` is that of the last event so far."""
+        self.kv_events.extend(events)
+        self.kv_event_number = number
 
     def next_frame(self, step: int, load: Load) -> messages.StepFrame:
         """A frame with everything the gateway has not been sent yet."""
         gathered, self.token_ids = self.token_ids, {}
         finished, self.finished = self.finished, []
+        logprobs, self.logprobs = self.logprobs, {}
+        kv_events, self.kv_events = self.kv_events, []
+        kv_event_number, self.kv_event_number = self.kv_event_number, 0
         self.is_quiet = False
         token_ids = [*chain.from_iterable(gathered.values())]
         has_one_each = len(token_ids) == len(gathered)
@@ -73,11 +87,8 @@ class Session:
             counts=b"" if has_one_each else array("I", [len(ids) for ids in gathered.values()]).tobytes(),
             token_ids=array("I", token_ids).tobytes(),
             finished=finished,
-            load=messages.Load(
-                running=load.running,
-                waiting=load.waiting,
-                kv_tokens_used=load.kv_tokens_used,
-                kv_tokens_total=load.kv_tokens_total,
-                tokens_per_second=load.tokens_per_second,
-            ),
+            load=translation.load_message(load),
+            logprobs=[translation.logprobs_message(*each) for each in logprobs.items()],
+            kv_events=kv_events,
+            kv_event_number=kv_event_number,
         )

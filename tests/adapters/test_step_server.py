@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -11,15 +11,26 @@ import grpc.aio
 import pytest
 
 from engine_adapters import codec
-from engine_adapters.base import EngineInfo, Finish, FinishReason, Load, Sampling, Submission
+from engine_adapters.base import (
+    EngineInfo,
+    Finish,
+    FinishReason,
+    KvCleared,
+    KvRemoved,
+    KvStored,
+    Load,
+    Logprobs,
+    Sampling,
+    Submission,
+)
 from engine_adapters.step import PROTOCOL_VERSION, messages
 from engine_adapters.step import server as step_server
 from engine_adapters.step.messages import ClientFrame, Finished, StepFrame, Submit
 from engine_adapters.step.server import StepServer
 from engine_adapters.step.session import Stream
-from tests.attach import Gateway, columns, u32
+from tests.attach import Gateway, columns, f32, u32, u64
 
-INFO = EngineInfo("fake", "7", "model", 1000, 4096, 8, b"\1\2", (998, 999))
+INFO = EngineInfo("fake", "7", "model", 1000, 4096, 8, b"\1\2", (998, 999), 16, 2, frozenset({"n", "logprobs"}))
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -27,7 +38,7 @@ class FakeEngine:
     """Remembers what it was asked; the tests emit what they like."""
 
     def __init__(self) -> None:
-        self.submitted: asyncio.Queue[tuple[Stream, Submission]] = asyncio.Queue()
+        self.submitted: asyncio.Queue[tuple[Sequence[Stream], Submission]] = asyncio.Queue()
         self.aborted: asyncio.Queue[Stream] = asyncio.Queue()
         self.running = 0
         self.problem = ""
@@ -35,10 +46,10 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return INFO
 
-    def submit(self, stream: Stream, submission: Submission) -> None:
+    def submit(self, streams: Sequence[Stream], submission: Submission) -> None:
         if submission.request_id == "poison":
             raise RuntimeError("out of memory")
-        self.submitted.put_nowait((stream, submission))
+        self.submitted.put_nowait((streams, submission))
 
     def abort(self, stream: Stream) -> None:
         self.aborted.put_nowait(stream)
@@ -66,9 +77,12 @@ class Fixture:
         return gateway
 
     async def submit(self, gateway: Gateway, submit: Submit) -> Stream:
-        await gateway.send(ClientFrame(submits=[submit]))
-        stream, _ = await self.engine.submitted.get()
+        (stream,), _ = await self.start(gateway, submit)
         return stream
+
+    async def start(self, gateway: Gateway, submit: Submit) -> tuple[Sequence[Stream], Submission]:
+        await gateway.send(ClientFrame(submits=[submit]))
+        return await self.engine.submitted.get()
 
 
 @contextlib.asynccontextmanager
@@ -162,18 +176,23 @@ def test_a_request_arrives_whole(run: Run) -> None:
     async def story() -> None:
         async with serving() as fixture:
             gateway = await fixture.attach()
-            sampling = messages.Sampling(temperature=0.0, seed=-3)
-            submit = request(7, sampling=sampling, stop_token_ids=u32(9), ignore_eos=True)
+            sampling = messages.Sampling(
+                temperature=0.0, seed=-3, top_k=0, logit_bias_token_ids=u32(5, 999), logit_biases=f32(-100, 1.5)
+            )
+            submit = request(7, sampling=sampling, stop_token_ids=u32(9), ignore_eos=True, n=2, logprobs=0, dp_rank=1)
             await gateway.send(ClientFrame(submits=[submit]))
-            stream, submission = await fixture.engine.submitted.get()
-            assert repr(stream) == "<Stream 7 'r7'>"
+            streams, submission = await fixture.engine.submitted.get()
+            assert repr(streams) == "[<Stream 7 'r7'>, <Stream 8 'r7'>]"
             assert submission == Submission(
                 request_id="r7",
                 token_ids=u32(1, 2, 3),
                 max_tokens=10,
-                sampling=Sampling(temperature=0.0, top_p=None, seed=-3),
+                sampling=Sampling(temperature=0.0, seed=-3, top_k=0, logit_bias=((5, -100.0), (999, 1.5))),
                 stop_token_ids=u32(9),
                 ignore_eos=True,
+                n=2,
+                logprobs=0,
+                dp_rank=1,
             )
 
     run(story())
@@ -346,6 +365,12 @@ def test_what_comes_for_a_stream_after_its_end_is_dropped(run: Run) -> None:
         ({"stop_token_ids": b"1"}, "stop_token_ids has 1 bytes"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"token_ids": u32(999, 1000, 3)}, "token id 1000 is not in this model's vocabulary of 1000"),
+        ({"dp_rank": 2}, "dp_rank is 2, but there are 2 ranks"),
+        ({"sampling": messages.Sampling(logit_bias_token_ids=u32(5))}, "a bias for each token id"),
+        (
+            {"sampling": messages.Sampling(logit_bias_token_ids=u32(1000), logit_biases=f32(1))},
+            "logit_bias names token id 1000",
+        ),
     ],
 )
 def test_a_request_that_makes_no_sense_is_rejected(run: Run, changes: dict[str, Any], problem: str) -> None:
@@ -356,7 +381,7 @@ def test_a_request_that_makes_no_sense_is_rejected(run: Run, changes: dict[str, 
             end = await gateway.read_end()
             assert (end.stream_id, end.reason, end.retryable) == (1, messages.FINISH_REASON_REJECTED, False)
             assert problem in end.error
-            stream, _ = await fixture.engine.submitted.get()
+            (stream,), _ = await fixture.engine.submitted.get()
             assert stream.stream_id == 2
             assert fixture.server.faults == {"bad_submit": 1}
 
@@ -370,7 +395,7 @@ def test_a_stream_id_used_twice_ends_both_its_streams(run: Run) -> None:
             stream = await fixture.submit(gateway, request(1))
             await gateway.send(ClientFrame(submits=[request(1)]))
             end = await gateway.read_end()
-            assert end.reason == messages.FINISH_REASON_REJECTED and "used again" in end.error
+            assert end.reason == messages.FINISH_REASON_REJECTED and "were used again" in end.error
             assert await fixture.engine.aborted.get() is stream
             fixture.server.emit(1, [(stream, (), Finish(FinishReason.ABORTED))])
             again = await fixture.submit(gateway, request(1))
@@ -381,23 +406,167 @@ def test_a_stream_id_used_twice_ends_both_its_streams(run: Run) -> None:
     run(story())
 
 
-@pytest.mark.parametrize(
-    ("nonsense", "kind"),
-    [
-        (b"\xff\xff\xff", "malformed_frame"),
-        (b"\x12\x7f\x01", "malformed_frame"),
-        (codec.encode(ClientFrame(aborts=b"12345")), "bad_aborts"),
-    ],
-)
-def test_a_frame_that_makes_no_sense_is_counted_and_nothing_else(run: Run, nonsense: bytes, kind: str) -> None:
+def test_every_stream_of_a_submit_is_rejected_when_one_of_its_ids_is_in_use(run: Run) -> None:
     async def story() -> None:
         async with serving() as fixture:
             gateway = await fixture.attach()
-            await gateway.send(nonsense)
+            stream = await fixture.submit(gateway, request(3))
+            await gateway.send(ClientFrame(submits=[request(2, n=3)]))
+            ends = (await gateway.read_news()).finished
+            assert sorted(end.stream_id for end in ends) == [2, 3, 4]
+            assert {end.reason for end in ends} == {messages.FINISH_REASON_REJECTED}
+            assert await fixture.engine.aborted.get() is stream
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("stream_id", "n", "ended", "problem"),
+    [(1, 129, range(1, 129), "n is 129"), (2**32 - 2, 3, range(2**32 - 2, 2**32), "stream ids must be below")],
+)
+def test_answers_that_cannot_be_counted_are_rejected(
+    run: Run, stream_id: int, n: int, ended: range, problem: str
+) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateway = await fixture.attach()
+            await gateway.send(ClientFrame(submits=[request(stream_id, n=n)]))
+            ends = (await gateway.read_news()).finished
+            assert [end.stream_id for end in ends] == [*ended]
+            assert all(end.reason == messages.FINISH_REASON_REJECTED and problem in end.error for end in ends)
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"\xff\xff\xff", b"\x12\x7f\x01", codec.encode(ClientFrame(aborts=b"12345"))],
+    ids=["no message", "cut off", "half a stream id"],
+)
+def test_a_frame_that_cannot_be_read_ends_the_session_and_no_other(run: Run, nonsense: bytes) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateway, other = await fixture.attach(), await fixture.attach()
             stream = await fixture.submit(gateway, request(1))
-            fixture.server.emit(1, [(stream, (5,), None)])
-            assert columns(await gateway.read_news()) == {1: [5]}
-            assert fixture.server.faults == {kind: 1}
+            others = await fixture.submit(other, request(1))
+            await gateway.send(nonsense)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                while True:
+                    await gateway.read()
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "malformed frame" in (caught.value.details() or "")
+            assert await fixture.engine.aborted.get() is stream
+            fixture.server.emit(1, [(others, (5,), None)])
+            assert columns(await other.read_news()) == {1: [5]}
+            assert fixture.server.faults == {"malformed_frame": 1} and fixture.engine.aborted.empty()
+
+    run(story())
+
+
+def test_logprobs_come_with_the_tokens_they_are_of(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateway = await fixture.attach()
+            (asked, other), _ = await fixture.start(gateway, request(1, n=2))
+            scores = Logprobs([-0.5, -1.5], [[(10, -0.5), (11, -1.0)], []])
+            fixture.server.emit(1, [(asked, (10, 12), None), (other, (20,), None)], {asked: scores})
+            frame = await gateway.read_news()
+            assert columns(frame) == {1: [10, 12], 2: [20]}
+            assert frame.logprobs == [
+                messages.TokenLogprobs(
+                    stream_id=1,
+                    logprobs=f32(-0.5, -1.5),
+                    top_counts=u32(2, 0),
+                    top_token_ids=u32(10, 11),
+                    top_logprobs=f32(-0.5, -1.0),
+                )
+            ]
+
+    run(story())
+
+
+def test_logprobs_of_steps_that_share_a_frame_are_joined_like_their_tokens(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateway = await fixture.attach()
+            stream = await fixture.submit(gateway, request(1))
+            for step in range(3):
+                scores = Logprobs([-1.0 - step], [[(step, -0.25)]])
+                fixture.server.emit(step, [(stream, (step,), None)], {stream: scores})
+            frame = await gateway.read_news()
+            assert columns(frame) == {1: [0, 1, 2]}
+            (entry,) = frame.logprobs
+            assert entry.logprobs == f32(-1, -2, -3) and entry.top_token_ids == u32(0, 1, 2)
+
+    run(story())
+
+
+def test_prompt_logprobs_come_with_the_end(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateway = await fixture.attach()
+            stream = await fixture.submit(gateway, request(1))
+            scores = Logprobs([0.0, -2.0], [[], [(7, -0.5)]])
+            fixture.server.emit(1, [(stream, (), Finish(FinishReason.STOP, prompt_logprobs=scores))])
+            end = await gateway.read_end()
+            assert end.prompt_logprobs == messages.TokenLogprobs(
+                logprobs=f32(0, -2), top_counts=u32(0, 1), top_token_ids=u32(7), top_logprobs=f32(-0.5)
+            )
+
+    run(story())
+
+
+def test_kv_events_reach_every_gateway_in_order_under_their_numbers(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateways = [await fixture.attach(), await fixture.attach()]
+            fixture.server.emit_kv_events([KvStored(0, (11, 12), u32(1, 2, 3, 4), "salt", dp_rank=1)])
+            fixture.server.emit_kv_events([KvRemoved((12,), dp_rank=1), KvCleared(dp_rank=1)])
+            for gateway in gateways:
+                frame = await gateway.read_news()
+                assert frame.kv_event_number == 3
+                assert frame.kv_events == [
+                    messages.KvEvent(
+                        kind=messages.KV_EVENT_KIND_STORED,
+                        dp_rank=1,
+                        block_hashes=u64(11, 12),
+                        token_ids=u32(1, 2, 3, 4),
+                        cache_salt="salt",
+                    ),
+                    messages.KvEvent(kind=messages.KV_EVENT_KIND_REMOVED, dp_rank=1, block_hashes=u64(12)),
+                    messages.KvEvent(kind=messages.KV_EVENT_KIND_CLEARED, dp_rank=1),
+                ]
+
+    run(story())
+
+
+def test_a_gateway_that_comes_later_is_first_told_all_that_is_cached(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            await fixture.attach()
+            fixture.server.emit_kv_events(
+                [
+                    KvStored(0, (11, 12, 13), u32(1, 2, 3, 4, 5, 6)),
+                    KvStored(0, (21,), u32(1, 2), "salt"),
+                    KvStored(0, (31,), u32(1, 2), dp_rank=1),
+                    KvStored(12, (14,), u32(7, 8)),
+                    KvRemoved((13, 99)),
+                    KvCleared(dp_rank=1),
+                ]
+            )
+            late = Gateway(f"127.0.0.1:{fixture.port}")
+            fixture.gateways.append(late)
+            first = await late.greet()
+            stored = messages.KV_EVENT_KIND_STORED
+            assert first.kv_events == [
+                messages.KvEvent(stored, block_hashes=u64(11, 12), token_ids=u32(1, 2, 3, 4)),
+                messages.KvEvent(stored, block_hashes=u64(21), token_ids=u32(1, 2), cache_salt="salt"),
+                messages.KvEvent(stored, parent_hash=12, block_hashes=u64(14), token_ids=u32(7, 8)),
+            ]
+            assert first.kv_event_number == 6
+            fixture.server.emit_kv_events([KvRemoved((21,))])
+            frame = await late.read_news()
+            assert (frame.kv_event_number, len(frame.kv_events)) == (7, 1)
 
     run(story())
 
@@ -409,7 +578,7 @@ def test_an_engine_that_fails_to_take_a_request_fails_only_that_one(run: Run) ->
             await gateway.send(ClientFrame(submits=[request(1, request_id="poison"), request(2)]))
             end = await gateway.read_end()
             assert end.reason == messages.FINISH_REASON_ERROR and "out of memory" in end.error
-            stream, _ = await fixture.engine.submitted.get()
+            (stream,), _ = await fixture.engine.submitted.get()
             assert stream.stream_id == 2
 
     run(story())
@@ -461,6 +630,9 @@ def test_info_and_health_are_the_engines_own(run: Run) -> None:
                 max_running=8,
                 tokenizer_fingerprint=b"\1\2",
                 eos_token_ids=u32(998, 999),
+                kv_block_size=16,
+                dp_size=2,
+                features=["logprobs", "n"],
             )
             healthy = codec.decode(messages.HealthReply, await ask(gateway, messages.EXECUTOR_HEALTH))
             assert healthy == messages.HealthReply(healthy=True)

@@ -1,0 +1,64 @@
+"""What the engine's prefix cache holds, told by its own events, so that each gateway can be told all of it first.
+
+Threads: none of its own; the server's event loop.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
+
+
+class Block(NamedTuple):
+    parent_hash: int
+    token_ids: bytes
+    cache_salt: str
+
+
+class KvIndex:
+    """The blocks of each rank by hash, in the order they were stored. `number` counts the events so far."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._ranks: dict[int, dict[int, Block]] = {}
+
+    def apply(self, event: KvEvent) -> None:
+        self.number += 1
+        blocks = self._ranks.setdefault(event.dp_rank, {})
+        if isinstance(event, KvStored):
+            _store(blocks, event)
+        elif isinstance(event, KvRemoved):
+            for block_hash in event.block_hashes:
+                blocks.pop(block_hash, None)
+        elif isinstance(event, KvCleared):
+            blocks.clear()
+
+    def snapshot(self) -> list[KvStored]:
+        """Events that make an empty cache hold what this one does."""
+        return [event for rank, blocks in self._ranks.items() for event in _chains(rank, blocks)]
+
+
+def _store(blocks: dict[int, Block], event: KvStored) -> None:
+    size = len(event.token_ids) // len(event.block_hashes)
+    parent_hash = event.parent_hash
+    for start, block_hash in zip(range(0, len(event.token_ids), size), event.block_hashes, strict=True):
+        blocks[block_hash] = Block(parent_hash, event.token_ids[start : start + size], event.cache_salt)
+        parent_hash = block_hash
+
+
+def _chains(rank: int, blocks: dict[int, Block]) -> Iterator[KvStored]:
+    """The blocks in order, those that follow each other in one event."""
+    chain: list[int] = []
+    for block_hash, block in blocks.items():
+        if chain and (block.parent_hash, block.cache_salt) != (chain[-1], blocks[chain[-1]].cache_salt):
+            yield _chain_event(rank, blocks, chain)
+            chain = []
+        chain.append(block_hash)
+    if chain:
+        yield _chain_event(rank, blocks, chain)
+
+
+def _chain_event(rank: int, blocks: dict[int, Block], chain: list[int]) -> KvStored:
+    first = blocks[chain[0]]
+    token_ids = b"".join([blocks[block_hash].token_ids for block_hash in chain])
+    return KvStored(first.parent_hash, tuple(chain), token_ids, first.cache_salt, rank)
