@@ -1,13 +1,14 @@
 """Chat requests over plain HTTP, and what comes back, taken apart."""
 
 import json
+import socket
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
-from tests.processes import Gateway
+from tests.processes import PATIENCE, Gateway
 
 DONE = "[DONE]"
 
@@ -45,12 +46,26 @@ def opened(gateway: Gateway, content: str = "Hello!", **fields: Any) -> Iterator
             yield events
 
 
+def sent(gateway: Gateway, content: str = "Hello!", version: str = "1.1", **fields: Any) -> socket.socket:
+    """A bare connection over which the request has been sent, so that a test can leave at any moment."""
+    data = json.dumps(body(content, **fields)).encode()
+    connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE)
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
 def events_of(response: httpx.Response) -> Generator[Any]:
-    for line in response.iter_lines():
-        if line:
-            assert line.startswith("data: "), line
-            data = line.removeprefix("data: ")
-            yield data if data == DONE else json.loads(data)
+    # Not response.iter_lines(): it also cuts at U+2028 and the like, which JSON need not escape.
+    rest = b""
+    with closing(cast(Generator[bytes], response.iter_bytes())) as pieces:
+        for piece in pieces:
+            *events, rest = (rest + piece).split(b"\n\n")
+            for event in events:
+                assert event.startswith(b"data: ") and b"\n" not in event, event
+                data = event.removeprefix(b"data: ").decode()
+                yield data if data == DONE else json.loads(data)
+    assert rest == b""
 
 
 def text_of(chunks: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ TOKENIZER: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "t
 VOCAB_SIZE: int = TOKENIZER.get_vocab_size(with_added_tokens=True)
 CONTEXT_LENGTH = 32768
 END_OF_TURN: int = TOKENIZER.token_to_id("<|im_end|>")
+END_OF_TEXT: int = TOKENIZER.token_to_id("<|endoftext|>")
 
 
 def ids_of(text: str) -> list[int]:
@@ -30,4 +31,4 @@ def prompt_of(content: str) -> list[int]:
 
 def echo_of(content: str) -> list[int]:
     """What an executor in echo mode answers to that, before its end of sequence."""
-    return [token_id for token_id in prompt_of(content) if token_id != END_OF_TURN]
+    return [token_id for token_id in prompt_of(content) if token_id not in (END_OF_TURN, END_OF_TEXT)]
