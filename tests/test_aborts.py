@@ -1,0 +1,162 @@
+"""Clients that leave: wherever their request is, it ends in the executor too, and nobody else notices."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from engine_adapters.base import FinishReason
+from tests import chat
+from tests.executor import FakeExecutor
+from tests.processes import Gateway, Simulator, eventually, wait_until_idle
+
+LONG_PROMPT = "word " * 2500
+
+
+@pytest.fixture(scope="module")
+def narrow_gateway() -> Iterator[Gateway]:
+    """A gateway whose executor runs one request at a time, with a slow prefill and no end."""
+    arguments = ("--output", "random", "--max-running", "1", "--prefill-tps", "500", "--decode-base-ms", "10")
+    with Simulator(*arguments) as simulator, Gateway("--http-threads", "2", workers=[simulator.url]) as gateway:
+        yield gateway.wait_until_ready()
+
+
+def running(gateway: Gateway, running: int, waiting: int = 0) -> None:
+    """Wait until the executor says so."""
+    metrics = ("gateway_worker_running", "gateway_worker_waiting")
+    eventually(lambda: [gateway.metric(name) for name in metrics] == [running, waiting], f"{running} and {waiting}")
+
+
+def count_left(gateway: Gateway) -> float:
+    return gateway.metric("gateway_requests_total", status="499")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_in_prefill_frees_the_executor(narrow_gateway: Gateway, stream: bool) -> None:
+    before = count_left(narrow_gateway)
+    with chat.sent(narrow_gateway, LONG_PROMPT, stream=stream):
+        running(narrow_gateway, 1)
+
+    wait_until_idle(narrow_gateway)
+    eventually(lambda: count_left(narrow_gateway) == before + 1)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_in_decode_frees_the_executor(
+    executor: FakeExecutor, acted_gateway: Gateway, stream: bool
+) -> None:
+    executor.greeting = "Hi"
+    before = count_left(acted_gateway)
+    with chat.sent(acted_gateway, stream=stream) as connection:
+        submit = executor.next_submit()
+        if stream:
+            assert connection.recv(10)
+
+    assert executor.next_abort() == submit.stream_id
+    executor.finish(submit, FinishReason.ABORTED)
+    eventually(lambda: count_left(acted_gateway) == before + 1)
+    wait_until_idle(acted_gateway)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_while_queued_leaves_the_queue(narrow_gateway: Gateway, stream: bool) -> None:
+    with chat.opened(narrow_gateway) as events:
+        chat.first_text(events)
+        with chat.sent(narrow_gateway, stream=stream):
+            running(narrow_gateway, 1, 1)
+
+        running(narrow_gateway, 1, 0)
+        assert chat.first_text(events), "the one that runs goes on"
+    wait_until_idle(narrow_gateway)
+
+
+def test_a_client_that_leaves_makes_room_for_who_waits(narrow_gateway: Gateway, background: ThreadPoolExecutor) -> None:
+    with chat.sent(narrow_gateway, stream=True):
+        running(narrow_gateway, 1)
+        waiting = background.submit(chat.complete, narrow_gateway, max_tokens=3)
+        running(narrow_gateway, 1, 1)
+
+    assert waiting.result()["usage"]["completion_tokens"] == 3
+
+
+def test_a_reset_connection_counts_as_left(narrow_gateway: Gateway) -> None:
+    connection = chat.sent(narrow_gateway, stream=True)
+    running(narrow_gateway, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
+
+    wait_until_idle(narrow_gateway)
+
+
+def test_a_client_that_leaves_while_no_worker_is_ready_is_forgotten() -> None:
+    with Gateway("--connect-seconds", "300", workers=["step://127.0.0.1:1"]) as gateway:
+        with chat.sent(gateway):
+            eventually(lambda: gateway.metric("gateway_active_requests") == 1)
+
+        eventually(lambda: gateway.metric("gateway_active_requests") == 0)
+
+
+def test_a_client_that_leaves_before_its_body_is_complete_is_no_request(gateway: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert gateway.client.get("/ready").status_code == 200
+
+    wait_until_idle(gateway)
+    assert not gateway.lines('"level": "ERROR"')
+
+
+def test_other_streams_do_not_notice_that_one_client_leaves(
+    slow_gateway: Gateway, background: ThreadPoolExecutor
+) -> None:
+    stayed = [background.submit(chat.stream, slow_gateway, str(number), max_tokens=30) for number in range(6)]
+    for number in range(6):
+        with chat.opened(slow_gateway, f"{number} leaves") as events:
+            chat.first_text(events)
+
+    assert [chat.finish_reason_of(answer.result()) for answer in stayed] == ["length"] * 6
+    wait_until_idle(slow_gateway)
+
+
+def test_a_client_that_does_not_read_holds_nobody_up() -> None:
+    with Simulator("--output", "random", "--speed", "0") as simulator, Gateway(workers=[simulator.url]) as fast:
+        fast.wait_until_ready()
+        with chat.sent(fast, stream=True):
+            eventually(lambda: fast.metric("gateway_worker_running") == 1)
+
+            for _ in range(20):
+                assert chat.complete(fast, max_tokens=20)["usage"]["completion_tokens"] == 20
+        wait_until_idle(fast)
+
+
+def test_tokens_that_were_under_way_when_the_client_left_are_no_fault(
+    executor: FakeExecutor, acted_gateway: Gateway
+) -> None:
+    executor.greeting = "Hi"
+    faults = acted_gateway.metric("gateway_wire_faults_total")
+    with chat.sent(acted_gateway, stream=True) as connection:
+        submit = executor.next_submit()
+        assert connection.recv(10)
+    executor.next_abort()
+
+    executor.say(submit, 1, 2, 3)
+    executor.finish(submit, FinishReason.ABORTED)
+
+    eventually(lambda: acted_gateway.client.get("/ready").status_code == 200)
+    assert acted_gateway.metric("gateway_wire_faults_total") == faults
+
+
+def test_an_abort_does_not_wait_behind_long_prompts(
+    executor: FakeExecutor, acted_gateway: Gateway, background: ThreadPoolExecutor
+) -> None:
+    executor.greeting = "Hi"
+    with chat.sent(acted_gateway, stream=True):
+        first = executor.next_submit()
+        executor.greeting = ""
+        others = [background.submit(chat.complete, acted_gateway, "long " * 20_000) for _ in range(20)]
+
+    assert executor.next_abort() == first.stream_id
+    executor.finish(first, FinishReason.ABORTED)
+    for _ in others:
+        executor.finish(executor.next_submit())
+    assert [answer.result()["choices"][0]["finish_reason"] for answer in others] == ["stop"] * 20
