@@ -9,6 +9,7 @@ import sysconfig
 
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # our threads do that
+    "GRPC_VERBOSITY": "NONE",  # its log is about connections, of which ours tells more
     "GRPC_ENABLE_FORK_SUPPORT": "0",  # its fork handlers would stop every thread when we start a process
 }
 
@@ -38,7 +39,8 @@ def switch_off_gil() -> None:
 def main() -> int:
     check_version()
     switch_off_gil()
-    os.environ.update(ENVIRONMENT)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from gateway import command
 
     return command.main(sys.argv[1:])

@@ -11,9 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 
 from gateway import log
+from gateway.api import unavailable
+from gateway.api.access import check_access
+from gateway.api.admin import AdminPools
 from gateway.api.chat import ChatCompletions
+from gateway.api.completions import Completions
 from gateway.api.reply import Scope, Send, send_error
 from gateway.api.status import Live, Metrics, Models, Ready
+from gateway.api.tokens import Detokenize, Tokenize
+from gateway.api.unavailable import NotHere
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, NotFound
 from gateway.generate import Gateway
 from gateway.http_loop import HttpLoop, Receive
@@ -36,11 +42,16 @@ class App:
         self._router = Router(
             routes=[
                 Route("/v1/chat/completions", ChatCompletions(gateway), methods=["POST"]),
+                Route("/v1/completions", Completions(gateway), methods=["POST"]),
+                Route("/v1/tokenize", Tokenize(gateway), methods=["POST"]),
+                Route("/v1/detokenize", Detokenize(gateway), methods=["POST"]),
                 Route("/v1/models", Models(gateway), methods=["GET"]),
                 Route("/health", live, methods=["GET"]),
                 Route("/live", live, methods=["GET"]),
                 Route("/ready", Ready(gateway), methods=["GET"]),
                 Route("/metrics", Metrics(gateway), methods=["GET"]),
+                Route("/admin/pools", AdminPools(gateway), methods=["GET", "PATCH"]),
+                *(Route(path, NotHere()) for path in unavailable.PATHS),
             ],
             redirect_slashes=False,
             lifespan=self._lifespan,
@@ -52,8 +63,9 @@ class App:
             return
         # The router raises its 404 and 405, instead of writing a text of its own, for a scope that names its app.
         scope["app"] = self
-        record = scope["record"] = RequestRecord(request_id(scope), received=time.monotonic())
+        record = scope["record"] = new_record(scope)
         try:
+            check_access(scope, self._gateway.config)
             await self._router(scope, receive, send)
         except Exception as error:  # the door: whatever happened, the client gets an answer and the log its line
             record.error = as_gateway_error(error, scope["path"])
@@ -66,7 +78,7 @@ class App:
     async def _lifespan(self, _: Any) -> AsyncIterator[dict[str, HttpLoop]]:
         """Runs once on each loop, and makes what that loop owns."""
         tables = {model.name: model.tokenizer.table.copy() for model in self._gateway.models.values()}
-        loop = HttpLoop(self._gateway.registry.cells(), tables)
+        loop = HttpLoop(self._gateway.registry.cells(), tables, self._gateway.config.request_seconds)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 
@@ -110,14 +122,18 @@ def milliseconds(start: float, end: float) -> float:
     return round((end - start) * 1000, 1)
 
 
-def request_id(scope: Scope) -> str:
-    """The client's x-request-id if it is fit to print, else a new one."""
+def new_record(scope: Scope) -> RequestRecord:
+    """With the client's x-request-id if it is fit to print, else a new one."""
+    record = RequestRecord("", received=time.monotonic())
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             text: str = value.decode("latin-1")
             if text.isascii() and text.isprintable() and 0 < len(text) <= MAX_REQUEST_ID:
-                return text
-    return os.urandom(16).hex()
+                record.request_id = text
+        elif name == b"x-server-timing":
+            record.wants_timing = value == b"end"
+    record.request_id = record.request_id or os.urandom(16).hex()
+    return record
 
 
 def as_gateway_error(error: Exception, path: str) -> GatewayError:

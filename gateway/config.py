@@ -31,7 +31,7 @@ def one_of(*choices: str) -> Check:
 
 def option(default: Any, help: str, metavar: str = "", check: Check | None = None, default_text: str = "") -> Any:
     """A setting; `default_text` says in words what the default is where that depends on the machine."""
-    shown = default_text or ("none" if default == () else str(default))
+    shown = default_text or (str(default) if default not in ((), "") else "none")
     return field(default=default, metadata={"help": help, "metavar": metavar, "check": check, "shown": shown})
 
 
@@ -78,6 +78,11 @@ class Config:
     dead_client_seconds: float = option(
         30.0, "cut a client that acknowledges nothing for this long", "SECONDS", between(1, 3600)
     )
+    request_seconds: float = option(
+        0.0, "how long a request may take in all; 0 is for ever", "SECONDS", between(0, 86400)
+    )
+    api_key: tuple[str, ...] = option((), "a key that clients must have one of", "KEY", default_text="no key needed")
+    admin_key: str = option("", "the key for /admin; without one it is open to this machine only", "KEY")
     log_format: str = option("human", "how log lines look: human or json", "FORMAT", one_of(*FORMATTERS))
     log_level: str = option("info", "debug, info, warning or error", "LEVEL", one_of(*LEVELS))
     allow_gil: bool = option(False, "serve even though the GIL is on (for comparisons)", default_text="off")

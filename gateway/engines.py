@@ -10,18 +10,30 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_adapters.base import Delivery, Engine, EngineInfo, EngineLost, Finish, FinishReason, Load, Submission
+from engine_adapters.base import (
+    Delivery,
+    Engine,
+    EngineInfo,
+    EngineLost,
+    Finish,
+    FinishReason,
+    Load,
+    Logprobs,
+    Submission,
+)
 from engine_adapters.step.client import StepClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
 from gateway.routing import Router, Worker, WorkerAddress, WorkerState
 from gateway.threads import Mailbox, Supervisor
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine["Stream"]]] = {"step": StepClient}
+ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine["Choice"]]] = {"step": StepClient}
+KEEP_ALIVE_SECONDS = 15.0
+"""How long a stream may be quiet before its client hears that it is alive."""
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""
 RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -31,51 +43,111 @@ class WorkerUnfit(Exception):
     """The engine answers but must not be used; the message says why."""
 
 
-type Batch = list[Delivery[Stream]]
+@dataclass(eq=False, slots=True)
+class Choice:
+    """One of the answers a stream asked for: the key under which an engine knows it."""
+
+    stream: "Stream"
+    index: int
+
+
+type Batch = list[Delivery[Choice]]
+
+
+@dataclass(slots=True)
+class Part:
+    """All that came for one choice since it was last asked; `finish` is the end, if this is it."""
+
+    index: int
+    token_ids: list[int]
+    finish: Finish | None
+    logprobs: list[Logprobs]
 
 
 class Stream:
-    """One request's tokens on their way from the engine thread to its HTTP loop; ids are buffered without bound by
-    count, but an engine sends no more than the request's max_tokens."""
+    """One request's tokens on their way from the engine thread to its HTTP loop. They are buffered without a bound of
+    our own: an engine sends no more than the request's max_tokens."""
 
-    __slots__ = ("_finish", "_token_ids", "_waiter", "mailbox", "progressed_at", "request_id", "stalled")
+    __slots__ = (
+        "_is_quiet",
+        "_parts",
+        "_timer",
+        "_unfinished",
+        "_waiter",
+        "choices",
+        "mailbox",
+        "open_choices",
+        "progressed_at",
+        "request_id",
+        "stalled",
+    )
 
-    def __init__(self, mailbox: Mailbox[Batch], request_id: str) -> None:
+    def __init__(self, mailbox: Mailbox[Batch], request_id: str, n: int) -> None:
         self.mailbox = mailbox
         self.request_id = request_id
+        self.choices = [Choice(self, index) for index in range(n)]
+        self.open_choices = set(self.choices)
+        """The engine thread's: those it may still deliver for."""
         self.progressed_at = time.monotonic()
         self.stalled = False
-        self._token_ids: list[int] = []
-        self._finish: Finish | None = None
+        self._unfinished = set(range(n))
+        self._parts: dict[int, Part] = {}
         self._waiter: asyncio.Future[None] | None = None
+        self._is_quiet = True
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._tick)
 
     @property
-    def is_finished(self) -> bool:
-        return self._finish is not None
+    def unfinished(self) -> list[Choice]:
+        """The choices whose end has not arrived here."""
+        return [self.choices[index] for index in self._unfinished]
 
-    def deliver(self, token_ids: Sequence[int], finish: Finish | None) -> None:
-        """Called on the stream's loop; after the end it is ignored."""
-        if self._finish is not None:
+    def deliver(self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> None:
+        """Called on the stream's loop; what comes after a choice's end is ignored."""
+        if index not in self._unfinished:
             return
-        self._token_ids.extend(token_ids)
-        self._finish = finish
+        part = self._parts.get(index)
+        if part is None:
+            part = self._parts[index] = Part(index, list(token_ids), finish, [])
+        else:
+            part.token_ids.extend(token_ids)
+            part.finish = finish
+        if logprobs is not None:
+            part.logprobs.append(logprobs)
+        if finish is not None:
+            self._unfinished.discard(index)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> tuple[list[int], Finish | None]:
-        """All ids that came since the last call, at least one unless this is the end."""
-        if not self._token_ids and self._finish is None:
+    async def next(self) -> Collection[Part]:
+        """All that came since the last call, one part a choice; waits until something has, or for too long."""
+        if not self._parts:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
             self._waiter = None
-        token_ids, self._token_ids = self._token_ids, []
-        return token_ids, self._finish
+        self._is_quiet = False
+        parts, self._parts = self._parts, {}
+        return parts.values()
+
+    def forget(self, index: int) -> None:
+        """A choice nobody wants to hear of any more."""
+        self._unfinished.discard(index)
+        self._parts.pop(index, None)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        # One timer a stream, set again when it fires: nothing is spent on it per token.
+        if self._is_quiet and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._is_quiet = True
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._tick)
 
 
 def deliver_all(deliveries: Batch) -> None:
     """What an HTTP loop's mailbox does with a batch."""
-    for stream, token_ids, finish, _ in deliveries:
-        stream.deliver(token_ids, finish)
+    for choice, token_ids, finish, logprobs in deliveries:
+        choice.stream.deliver(choice.index, token_ids, finish, logprobs)
 
 
 class Session:
@@ -84,7 +156,7 @@ class Session:
     def __init__(self, thread: "EngineThread", worker_name: str, address: WorkerAddress) -> None:
         self.worker = Worker(worker_name, address, self)
         self._thread = thread
-        self._engine: Engine[Stream] | None = None
+        self._engine: Engine[Choice] | None = None
         self._streams: set[Stream] = set()
 
     def __repr__(self) -> str:
@@ -94,9 +166,9 @@ class Session:
         """From an HTTP loop: submit; whatever happens, the stream gets a Finish."""
         self._thread.post(lambda: self._submit(stream, submission))
 
-    def stop(self, stream: Stream) -> None:
-        """From an HTTP loop: abort; nothing more will be delivered."""
-        self._thread.post(lambda: self._abort(stream))
+    def stop(self, choices: list[Choice]) -> None:
+        """From an HTTP loop: abort; nothing more will be delivered for them."""
+        self._thread.post(lambda: self._abort(choices))
 
     def streams(self) -> list[Stream]:
         """From any thread: the streams that are open now."""
@@ -151,42 +223,49 @@ class Session:
             with contextlib.suppress(Exception):  # a broken channel may object to being closed
                 await engine.close()
 
-    def _suspect(self, engine: Engine[Stream], is_silent: bool) -> None:
+    def _suspect(self, engine: Engine[Choice], is_silent: bool) -> None:
         if engine is self._engine:
             reason = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else ""
             self._publish(replace(self._state(), state="suspect" if is_silent else "ready", reason=reason))
 
     def _submit(self, stream: Stream, submission: Submission) -> None:
         if self._engine is None:
-            self._post([(stream, (), _lost(f"worker {self.worker.name} was lost"), None)])
+            self._post(_ends(stream.choices, f"worker {self.worker.name} was lost"))
             return
         self._streams.add(stream)
-        self._engine.submit((stream,), submission)
+        self._engine.submit(stream.choices, submission)
 
-    def _abort(self, stream: Stream) -> None:
-        self._streams.discard(stream)
-        if self._engine is not None:
-            self._engine.abort(stream)
+    def _abort(self, choices: Iterable[Choice]) -> None:
+        for choice in choices:
+            self._close(choice)
+            if self._engine is not None:
+                self._engine.abort(choice)
+
+    def _close(self, choice: Choice) -> None:
+        stream = choice.stream
+        stream.open_choices.discard(choice)
+        if not stream.open_choices:
+            self._streams.discard(stream)
 
     def _deliver(self, deliveries: Batch) -> None:
         engine = self._engine
         assert engine is not None, "an engine delivers only while it runs"
         now = engine.last_frame_at
-        for stream, _, finish, _ in deliveries:
-            stream.progressed_at = now
+        for choice, _, finish, _ in deliveries:
+            choice.stream.progressed_at = now
             if finish is not None:
-                self._streams.discard(stream)
+                self._close(choice)
         self._post(deliveries)
 
     def _post(self, deliveries: Batch) -> None:
         for mailbox, batch in _by_mailbox(deliveries).items():
             if not mailbox.post(batch):
-                for stream, *_ in batch:
-                    self._abort(stream)
+                self._abort(choice for choice, *_ in batch)
 
     def _end_streams(self, reason: str) -> None:
         streams, self._streams = self._streams, set()
-        self._post([(stream, (), _lost(reason), None) for stream in streams])
+        for stream in streams:
+            self._post(_ends(stream.open_choices, reason))
 
     def _state(self) -> WorkerState:
         return self._thread.router.snapshot()[self.worker]
@@ -202,14 +281,15 @@ class Session:
         self._thread.cells.add(WIRE_FAULTS, (self.worker.name, kind))
 
 
-def _lost(reason: str) -> Finish:
-    return Finish(FinishReason.ERROR, error=reason, retryable=True)
+def _ends(choices: Iterable[Choice], reason: str) -> Batch:
+    finish = Finish(FinishReason.ERROR, error=reason, retryable=True)
+    return [(choice, (), finish, None) for choice in choices]
 
 
 def _by_mailbox(deliveries: Batch) -> dict[Mailbox[Batch], Batch]:
     batches: dict[Mailbox[Batch], Batch] = {}
     for delivery in deliveries:
-        mailbox = delivery[0].mailbox
+        mailbox = delivery[0].stream.mailbox
         batch = batches.get(mailbox)
         if batch is None:
             batches[mailbox] = [delivery]

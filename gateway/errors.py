@@ -2,13 +2,18 @@
 
 GatewayError
 ├── BadRequest            400  the body, a field, the prompt's length
+├── Unauthorized          401
+├── Forbidden             403  an admin endpoint, and neither the key nor a loopback address
 ├── NotFound              404  no such path
 ├── MethodNotAllowed      405
 ├── ModelNotFound         404
 ├── BodyTooLarge          413
-├── Overloaded            503  a queue is full
+├── UnsupportedMediaType  415
+├── Overloaded            429  a queue is full
 ├── Unavailable           503  no engine is ready, or this process is ending
+├── NotImplementedYet     501  an endpoint of OpenAI's that is not here
 ├── EngineFailed          502  an engine broke the request and another one may not
+├── DeadlineExceeded      504  the request took longer than it may
 └── ClientLeft            499  nobody is there to read the answer
 """
 
@@ -38,6 +43,17 @@ class BadRequest(GatewayError):
     type = "invalid_request_error"
 
 
+class Unauthorized(GatewayError):
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+
+class Forbidden(GatewayError):
+    status = 403
+    type = "invalid_request_error"
+
+
 class NotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
@@ -60,8 +76,24 @@ class BodyTooLarge(GatewayError):
     default_code = "body_too_large"
 
 
+class UnsupportedMediaType(GatewayError):
+    status = 415
+    type = "invalid_request_error"
+
+
+class NotImplementedYet(GatewayError):
+    status = 501
+    type = "invalid_request_error"
+    default_code = "not_implemented"
+
+
+class DeadlineExceeded(GatewayError):
+    status = 504
+    default_code = "deadline_exceeded"
+
+
 class Overloaded(GatewayError):
-    status = 503
+    status = 429
     type = "overloaded_error"
     default_code = "overloaded"
 

@@ -2,27 +2,38 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import TracebackType
+from typing import Self
 
-from engine_adapters.base import Finish, FinishReason, Submission
+from engine_adapters.base import EngineInfo, FinishReason, Submission
 from gateway.config import Config
-from gateway.engines import EngineThread, Stream
-from gateway.errors import BadRequest, EngineFailed, ModelNotFound, Unavailable
+from gateway.decoder import AnswerDecoder
+from gateway.engines import EngineThread, Part, Stream
+from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
 from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
 from gateway.model import Model
-from gateway.parsers.stop import StopScanner
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Router, Worker
 from gateway.threads import Supervisor
-from gateway.tokenizer import Detokenizer
-from gateway.types import ChatInput, Done, Event, GenerateRequest, Prompt, RequestRecord, Text, Usage
+from gateway.types import (
+    ChatInput,
+    Event,
+    GenerateRequest,
+    Input,
+    Prompt,
+    RequestRecord,
+    TextInput,
+    TokensInput,
+    Usage,
+    Waiting,
+)
 
 ATTEMPTS = 3
-FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +62,87 @@ class Gateway:
 async def generate(
     gateway: Gateway, loop: HttpLoop, request: GenerateRequest, record: RequestRecord
 ) -> AsyncGenerator[Event]:
-    """What the model says, until it stops, is stopped, or the caller closes us; the last event is Done."""
+    """What the model says, until it stops, is stopped, or the caller closes us; the last event is Usage."""
     model = gateway.model(request.model)
-    prompt = await prepare(gateway, model, request.input)
+    prompt = await prepare(gateway, model, request, record)
+    submission = submission_for(model, request, prompt)
+    decoders = [AnswerDecoder(index, loop.tables[model.name], request.output) for index in range(request.n)]
+    unfinished = len(decoders)
+    try:
+        async with Attempts(gateway, loop, model, submission, record) as stream:
+            while unfinished:
+                parts = await stream.next()
+                for part in parts:
+                    decoder = decoders[part.index]
+                    text = decoder.feed(part.token_ids, part.finish)
+                    record.completion_tokens += len(part.token_ids)
+                    if text or part.logprobs:
+                        yield decoder.text(text, part.token_ids, part.logprobs)
+                    if decoder.finished is not None:
+                        unfinished -= 1
+                        stream.has_finished(part)
+                        yield decoder.finished
+                if not parts:
+                    yield Waiting()
+    finally:
+        account(loop, record, decoders)
+    first = decoders[0].finish
+    yield Usage(prompt.length, record.completion_tokens, record.cached_tokens, first.prompt_logprobs if first else None)
+
+
+def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]) -> None:
+    """Note what a request took, however it ended."""
+    record.last_token = time.monotonic()
+    record.completion_tokens = sum(decoder.completion_tokens for decoder in decoders)
+    record.cached_tokens = max(decoder.finish.cached_tokens if decoder.finish else 0 for decoder in decoders)
+    unknown = sum(decoder.unknown_tokens for decoder in decoders)
+    if unknown:
+        loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
+
+
+async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, record: RequestRecord) -> Prompt:
+    """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
+    started = time.monotonic()
+    if request.input.characters < INLINE_CHARACTERS:
+        prompt = render_and_encode(model, request.input)
+    else:
+        prompt = await gateway.tokenize.run(render_and_encode, model, request.input)
+    if request.truncate_prompt_tokens is not None:
+        prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
     record.prepared = time.monotonic()
     record.prompt_tokens = prompt.length
-    submission = submission_for(model, request, prompt)
-    decoder = OutputDecoder(loop.tables[model.name].new(), request.stop)
-    async with open_stream(gateway, loop, model, submission) as (stream, worker, first):
-        record.first_token = time.monotonic()
-        record.worker = worker.name
-        token_ids, finish = first
-        while True:
-            text = decoder.feed(token_ids, finish)
-            record.completion_tokens = decoder.tokens
-            if text:
-                yield Text(text)
-            if finish is not None or decoder.matched_stop is not None:
-                if decoder.unknown_tokens:
-                    loop.cells.add(WIRE_FAULTS, (worker.name, "unknown_token"), decoder.unknown_tokens)
-                end = done(prompt, decoder, finish)
-                record.cached_tokens = end.usage.cached_tokens
-                yield end
-                return
-            token_ids, finish = await stream.next()
+    record.render_seconds, record.tokenize_seconds = prompt.render_seconds, prompt.tokenize_seconds
+    record.queue_seconds = max(0.0, record.prepared - started - prompt.render_seconds - prompt.tokenize_seconds)
+    return prompt
 
 
-async def prepare(gateway: Gateway, model: Model, source: ChatInput) -> Prompt:
-    """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
-    if source.characters < INLINE_CHARACTERS:
-        return render_and_encode(model, source)
-    return await gateway.tokenize.run(render_and_encode, model, source)
+def render_and_encode(model: Model, source: Input) -> Prompt:
+    if isinstance(source, TokensInput):
+        return Prompt(source.token_ids)
+    started = time.monotonic()
+    text = source.text if isinstance(source, TextInput) else render(model, source)
+    rendered = time.monotonic()
+    token_ids = model.tokenizer.encode(text)
+    return Prompt(token_ids, rendered - started, time.monotonic() - rendered)
 
 
-def render_and_encode(model: Model, source: ChatInput) -> Prompt:
-    return Prompt(model.tokenizer.encode(model.template.render(source.messages)))
+def render(model: Model, source: ChatInput) -> str:
+    return model.template.render(source.messages, source.template_arguments, source.continue_final_message)
 
 
 def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Submission:
     """Raises BadRequest when prompt and completion do not fit the context."""
+    param = "messages" if isinstance(request.input, ChatInput) else "prompt"
+    if prompt.length == 0:
+        raise BadRequest("the prompt has no tokens", param=param)
     room = model.context_length - prompt.length
     max_tokens = room if request.max_tokens is None else request.max_tokens
-    if prompt.length == 0:
-        raise BadRequest("the prompt has no tokens", param="messages")
     if room < 1 or max_tokens > room:
         asked = "" if request.max_tokens is None else f" and max_tokens asks for {request.max_tokens} more"
         raise BadRequest(
             f"the context of model {model.name!r} is {model.context_length} tokens, "
             f"but the prompt has {prompt.length}{asked}",
-            param="messages",
+            param=param,
             code="context_length_exceeded",
         )
     return Submission(
@@ -107,78 +150,113 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Su
         token_ids=prompt.token_ids,
         max_tokens=max_tokens,
         sampling=request.sampling,
-        stop_token_ids=model.eos_token_ids,
+        # Engines differ in which of the model's ends they know.
+        stop_token_ids=request.stop_token_ids + (b"" if request.ignore_eos else model.eos_token_ids),
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+        n=request.n,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
     )
 
 
-class OutputDecoder:
-    """One choice's tokens to text: detokenize, then look for stop strings."""
+class Attempts:
+    """One submission's stream, on as many workers as it takes to get a first token out of one of them.
 
-    __slots__ = ("_detokenizer", "_scanner", "tokens")
-
-    def __init__(self, detokenizer: Detokenizer, stop: tuple[str, ...]) -> None:
-        self._detokenizer = detokenizer
-        self._scanner = StopScanner(stop)
-        self.tokens = 0
-
-    @property
-    def matched_stop(self) -> str | None:
-        return self._scanner.matched
-
-    @property
-    def unknown_tokens(self) -> int:
-        return self._detokenizer.unknown
-
-    def feed(self, token_ids: list[int], finish: Finish | None) -> str:
-        """The text that is certain now; all that is left when `finish` says that nothing follows."""
-        self.tokens += len(token_ids)
-        text = self._scanner.feed(self._detokenizer.feed(token_ids))
-        if finish is not None:
-            text += self._scanner.feed(self._detokenizer.flush()) + self._scanner.flush()
-        return text
-
-
-def done(prompt: Prompt, decoder: OutputDecoder, finish: Finish | None) -> Done:
-    """The last event; raises what `finish` says went wrong."""
-    if finish is None or decoder.matched_stop is not None:
-        cached = 0 if finish is None else finish.cached_tokens
-        return Done("stop", Usage(prompt.length, decoder.tokens, cached), decoder.matched_stop)
-    if finish.reason is FinishReason.REJECTED:
-        raise BadRequest(finish.error)
-    if finish.reason not in FINISH_REASONS:
-        raise EngineFailed(finish.error or "the engine aborted the request")
-    usage = Usage(prompt.length, finish.completion_tokens or decoder.tokens, finish.cached_tokens)
-    return Done(FINISH_REASONS[finish.reason], usage, finish.matched_stop)
-
-
-@asynccontextmanager
-async def open_stream(
-    gateway: Gateway, loop: HttpLoop, model: Model, submission: Submission
-) -> AsyncIterator[tuple[Stream, Worker, tuple[list[int], Finish | None]]]:
-    """A stream that has spoken: (stream, its worker, its first tokens). Leaving it aborts what still runs.
-
-    A worker that fails before the first token costs nothing but time: another one gets the request.
+    `async with` it: leaving aborts what still runs and gives the lease back. A worker that fails before the first
+    token costs the client nothing but time.
     """
-    tried: set[Worker] = set()
-    while True:
-        with await wait_for_lease(gateway, model, tried) as lease:
-            worker = lease.worker
-            stream = Stream(loop.mailbox, submission.request_id)
-            worker.session.start(stream, submission)
-            try:
-                token_ids, finish = await stream.next()
-                if not (failed_early(token_ids, finish) and len(tried) + 1 < ATTEMPTS):
-                    yield stream, worker, (token_ids, finish)
-                    return
-            finally:
-                if not stream.is_finished:
-                    worker.session.stop(stream)
-        tried.add(worker)
-        loop.cells.add(RETRIES, (model.name,))
+
+    def __init__(
+        self, gateway: Gateway, loop: HttpLoop, model: Model, submission: Submission, record: RequestRecord
+    ) -> None:
+        self._gateway = gateway
+        self._loop = loop
+        self._model = model
+        self._submission = submission
+        self._record = record
+        self._tried: set[Worker] = set()
+        self._attempts = 0
+        self._lease: Lease | None = None
+        self._stream: Stream | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    async def next(self) -> Collection[Part]:
+        """What came since the last call, nothing if for a while nothing did; raises Unavailable."""
+        while True:
+            stream = self._stream or await self._start()
+            parts = await stream.next()
+            if self._record.first_token or not parts:
+                return parts
+            if not failed_early(parts) or self._attempts >= ATTEMPTS:
+                self._record.first_token = time.monotonic()
+                return parts
+            self._try_another()
+
+    def has_finished(self, part: Part) -> None:
+        """An answer is complete: if that was our finding and not the engine's, the engine must stop."""
+        if part.finish is None and self._stream is not None and self._lease is not None:
+            self._lease.worker.session.stop([self._stream.choices[part.index]])
+            self._stream.forget(part.index)
+
+    async def _start(self) -> Stream:
+        self._attempts += 1
+        lease = self._lease = await wait_for_lease(self._gateway, self._model, self._tried)
+        worker, record = lease.worker, self._record
+        refuse_unsupported(self._submission, self._gateway.router.snapshot()[worker].info)
+        record.worker, record.routed = worker.name, time.monotonic()
+        stream = self._stream = Stream(self._loop.mailbox, self._submission.request_id, self._submission.n)
+        worker.session.start(stream, self._submission)
+        return stream
+
+    def _try_another(self) -> None:
+        if self._lease is not None:
+            self._tried.add(self._lease.worker)
+        self._leave()
+        self._loop.cells.add(RETRIES, (self._model.name,))
+
+    def _leave(self) -> None:
+        stream, self._stream = self._stream, None
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        if stream is not None:
+            stream.close()
+            if unfinished := stream.unfinished:
+                lease.worker.session.stop(unfinished)
+        lease.release()
 
 
-def failed_early(token_ids: list[int], finish: Finish | None) -> bool:
-    return not token_ids and finish is not None and finish.reason is FinishReason.ERROR and finish.retryable
+def failed_early(parts: Iterable[Part]) -> bool:
+    """Whether the engine is at fault and nothing of an answer has been seen."""
+    if any(part.token_ids for part in parts):
+        return False
+    return any(part.finish.reason is FinishReason.ERROR and part.finish.retryable for part in parts if part.finish)
+
+
+PLAIN = Submission("", b"", 0)
+OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt")
+OPTIONAL_SAMPLING = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias")
+
+
+def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
+    """Raises BadRequest for the first field that was set and that the engine does not honour."""
+    if info is None:
+        return
+    used = [name for name in OPTIONAL_FIELDS if getattr(submission, name) != getattr(PLAIN, name)]
+    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, ())]
+    for name in used:
+        if name not in info.features:
+            raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=name)
 
 
 async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker]) -> Lease:

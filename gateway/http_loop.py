@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gateway.engines import Batch, deliver_all
-from gateway.errors import ClientLeft, GatewayError
+from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
 from gateway.threads import Mailbox
 from gateway.tokenizer import DetokenizerTable
@@ -21,12 +21,14 @@ Receive = Callable[[], Awaitable[Message]]
 
 
 class HttpLoop:
-    """`tables` are this loop's own copies of the models' detokenizer tables, by model name."""
+    """`tables` are this loop's own copies of the models' detokenizer tables, by model name; a request is ended after
+    `request_seconds`, if that is not 0."""
 
-    def __init__(self, cells: Cells, tables: dict[str, DetokenizerTable]) -> None:
+    def __init__(self, cells: Cells, tables: dict[str, DetokenizerTable], request_seconds: float) -> None:
         self.name = threading.current_thread().name
         self.cells = cells
         self.tables = tables
+        self._request_seconds = request_seconds
         self._loop = asyncio.get_running_loop()
         self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
         self._active: set[ActiveRequest] = set()
@@ -39,7 +41,7 @@ class HttpLoop:
 
     def answering(self, receive: Receive) -> "ActiveRequest":
         """`async with` it around all work for one request whose body has been read."""
-        return ActiveRequest(self._active, receive)
+        return ActiveRequest(self._active, receive, self._request_seconds)
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
@@ -64,19 +66,24 @@ class ActiveRequest:
     error in its place. A plain cancellation from outside passes through untouched.
     """
 
-    __slots__ = ("_active", "_error", "_receive", "_task", "_watch")
+    __slots__ = ("_active", "_deadline", "_error", "_receive", "_seconds", "_task", "_watch")
 
-    def __init__(self, active: set["ActiveRequest"], receive: Receive) -> None:
+    def __init__(self, active: set["ActiveRequest"], receive: Receive, seconds: float) -> None:
         self._active = active
         self._receive = receive
         self._error: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._seconds = seconds
+        self._deadline: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
         self._watch = asyncio.create_task(self._watch_client())
         self._active.add(self)
+        if self._seconds:
+            late = DeadlineExceeded(f"the request took longer than {self._seconds:g} s (--request-seconds)")
+            self._deadline = asyncio.get_running_loop().call_later(self._seconds, self.end, late)
         return self
 
     async def __aexit__(
@@ -86,6 +93,8 @@ class ActiveRequest:
         task, self._task = self._task, None
         if self._watch is not None:
             self._watch.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._error is None or task is None:
             return
         was_ended = kind is not None and issubclass(kind, asyncio.CancelledError)

@@ -23,6 +23,11 @@ class Model:
     context_length: int
     eos_token_ids: bytes
 
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes with whatever may change an answer on this side."""
+        return f"fp_{self.tokenizer.fingerprint.hex()[:10]}"
+
     @classmethod
     def load(cls, name: str, folder: Path) -> "Model":
         """Raises TokenizerFileError, which names the file and what is wrong with it."""

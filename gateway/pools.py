@@ -7,6 +7,7 @@ guards the queue and the counts and is never held while a job runs. A job's resu
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +19,17 @@ from gateway.threads import Supervisor
 INLINE_CHARACTERS = 2000
 """Below this a prompt is prepared on its event loop: that blocks it for less than a millisecond (0.2-0.4 µs a character
 with a warm tokenizer), while a hop to a pool costs 170 µs of CPU."""
+GROW_SECONDS = 0.05
+SHRINK_SECONDS = 10.0
 
 
 class _Job:
-    __slots__ = ("arguments", "function", "future", "loop")
+    __slots__ = ("arguments", "created", "function", "future", "loop")
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.function = function
         self.arguments = arguments
+        self.created = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
@@ -49,11 +53,23 @@ class Pool:
         self._running_threads = 0
         self._wanted_threads = 0
         self._spawned = 0
+        self._bounds = (threads, threads)
+        self._quiet_since = time.monotonic()
         self.resize(threads)
 
     def __repr__(self) -> str:
         with self._condition:
             return f"<Pool {self.name}: {self._wanted_threads} threads, {len(self._queue)} jobs waiting>"
+
+    @property
+    def threads(self) -> int:
+        """How many there are to be; those that are too many end with their job."""
+        return self._wanted_threads
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Between how many threads `adapt` moves."""
+        return self._bounds
 
     @property
     def depth(self) -> int:
@@ -73,6 +89,28 @@ class Pool:
             self._condition.notify()
         result: Result = await job.future
         return result
+
+    def oldest_wait(self) -> float:
+        """Seconds that the job at the head of the queue has waited; 0.0 when there is none."""
+        with self._condition:
+            return time.monotonic() - self._queue[0].created if self._queue else 0.0
+
+    def set_bounds(self, minimum: int, maximum: int) -> None:
+        """Have between `minimum` and `maximum` threads from now on."""
+        self._bounds = (minimum, maximum)
+        self.resize(min(max(self._wanted_threads, minimum), maximum))
+
+    def adapt(self) -> None:
+        """Called now and then, by one thread: one more while jobs wait too long, one less after a quiet while."""
+        minimum, maximum = self._bounds
+        now = time.monotonic()
+        if self.depth:
+            self._quiet_since = now
+        if self.oldest_wait() > GROW_SECONDS and self._wanted_threads < maximum:
+            self.resize(self._wanted_threads + 1)
+        elif now - self._quiet_since > SHRINK_SECONDS and self._wanted_threads > minimum:
+            self._quiet_since = now
+            self.resize(self._wanted_threads - 1)
 
     def resize(self, threads: int) -> None:
         """Grow now; shrink as threads come free."""

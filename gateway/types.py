@@ -1,9 +1,10 @@
 """The nouns that travel between the floors: what a client asks for, what a prompt became, what a model said."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapters.base import Sampling
+from engine_adapters.base import Logprobs, Sampling
 from gateway.errors import GatewayError
 
 
@@ -12,6 +13,9 @@ class ChatInput:
     """A conversation; the messages stay dicts, since chat templates want dicts."""
 
     messages: list[dict[str, Any]]
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
+    """The answer goes on where the last message stops, instead of beginning a new one."""
 
     @property
     def characters(self) -> int:
@@ -20,16 +24,60 @@ class ChatInput:
 
 
 @dataclass(frozen=True, slots=True)
+class TextInput:
+    """A prompt as text; special tokens in it are recognised."""
+
+    text: str
+
+    @property
+    def characters(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class TokensInput:
+    """A prompt as little-endian u32 token ids."""
+
+    token_ids: bytes
+
+    @property
+    def characters(self) -> int:
+        return 0
+
+
+Input = ChatInput | TextInput | TokensInput
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What becomes of the tokens here: which of them are text, and where the text ends."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What every endpoint lowers its body to."""
+    """What every endpoint lowers its body to. Ids are little-endian u32."""
 
     request_id: str
     model: str
-    input: ChatInput
+    input: Input
     sampling: Sampling = Sampling()
+    output: OutputOptions = OutputOptions()
     max_tokens: int | None = None
     """None: as many as the context has room for."""
-    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    n: int = 1
+    stop_token_ids: bytes = b""
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    truncate_prompt_tokens: int | None = None
+    """Keep only this many tokens of the prompt, its last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,49 +85,77 @@ class Prompt:
     """A rendered and tokenized input. `token_ids` is little-endian u32, ready for the wire."""
 
     token_ids: bytes
+    render_seconds: float = 0.0
+    tokenize_seconds: float = 0.0
 
     @property
     def length(self) -> int:
         return len(self.token_ids) // 4
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-
 @dataclass(slots=True)
 class Text:
-    """More of the answer; never empty."""
+    """More of the answer number `index`. `token_ids` and `logprobs` belong to it if logprobs were asked for; the text
+    may be empty then, while a stop string or a character is incomplete."""
 
+    index: int
     text: str
+    token_ids: list[int] | None = None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(slots=True)
-class Done:
-    """The end of the answer: `finish_reason` is "stop" or "length"."""
+class Finished:
+    """The end of answer number `index`: `finish_reason` is "stop" or "length"."""
 
+    index: int
     finish_reason: str
-    usage: Usage
     matched_stop: str | int | None = None
 
 
-Event = Text | Done
+@dataclass(slots=True)
+class Waiting:
+    """Nothing has come for a while, and the request lives."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """The last event: what the request took altogether."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prompt_logprobs: Logprobs | None = None
+
+
+Event = Text | Finished | Waiting | Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the client wants its answer."""
+
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
 
 
 @dataclass(slots=True)
 class RequestRecord:
     """What is known of a request when it is over. Filled in as it goes, by the request's own task alone.
 
-    Moments are `time.monotonic()`; 0.0 is "not reached".
+    Moments are `time.monotonic()`, 0.0 is "not reached"; durations are seconds.
     """
 
     request_id: str
     received: float
+    render_seconds: float = 0.0
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
     prepared: float = 0.0
+    routed: float = 0.0
     first_token: float = 0.0
+    last_token: float = 0.0
     model: str = ""
     worker: str = ""
     prompt_tokens: int = 0
@@ -88,4 +164,6 @@ class RequestRecord:
     status: int = 0
     """0 until the response has begun."""
     is_streaming: bool = False
+    wants_timing: bool = False
+    """At the end of its stream, too."""
     error: GatewayError | None = None

@@ -29,6 +29,7 @@ class Watch:
     def _run(self) -> None:
         while not self._stopped.wait(TICK_SECONDS):
             self._name_stalled_streams()
+            self._gateway.tokenize.adapt()
             for worker in self._gateway.router.snapshot():
                 worker.session.check_silence()
 

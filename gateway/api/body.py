@@ -1,23 +1,28 @@
 """Request bodies: bytes to JSON to checked fields, with the path of whatever is wrong."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Any, NoReturn
 
-from gateway.errors import BadRequest, BodyTooLarge, ClientLeft
+from gateway import log
+from gateway.errors import BadRequest, BodyTooLarge, ClientLeft, UnsupportedMediaType
+from gateway.generate import Gateway
 from gateway.http_loop import Receive
-from gateway.pools import Pool
 
 POOL_BYTES = 1_000_000
 """Larger bodies are parsed on the pool: json.loads takes about 5 ms a megabyte, which the loop's other streams feel."""
 MAX_NESTING = 100
 
 
-async def read_json(receive: Receive, limit: int, pool: Pool) -> "Fields":
-    """The body as the fields of a JSON object; raises BadRequest, BodyTooLarge, ClientLeft."""
-    body = await _read(receive, limit)
+async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: Gateway) -> "Fields":
+    """The body as the fields of a JSON object; raises UnsupportedMediaType, BadRequest, BodyTooLarge, ClientLeft."""
+    content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"application/json")
+    if content_type.partition(b";")[0].strip().lower() != b"application/json":
+        raise UnsupportedMediaType(f"content-type must be application/json, not {content_type.decode('latin-1')}")
+    body = await _read(receive, gateway.config.max_body_mb << 20)
     if len(body) > POOL_BYTES:
-        return await pool.run(parse, body)
+        return await gateway.tokenize.run(parse, body)
     return parse(body)
 
 
@@ -60,6 +65,23 @@ class Fields:
     def __init__(self, values: dict[str, Any], path: str) -> None:
         self.values = values
         self._path = path
+        self._read: set[str] = set()
+
+    def value(self, name: str) -> Any:
+        """Whatever it is."""
+        self._read.add(name)
+        return self.values.get(name)
+
+    def has(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def log_unread(self, accepted: Collection[str]) -> None:
+        """Tell the debug log of fields that nobody asked for."""
+        if log.logger.isEnabledFor(logging.DEBUG):
+            unread = self.values.keys() - self._read - set(accepted)
+            if unread:
+                names = ", ".join(sorted(map(self.path, unread)))
+                log.event(logging.DEBUG, "ignored fields", fields=names)
 
     def path(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name
@@ -70,24 +92,23 @@ class Fields:
 
     def text(self, name: str) -> str:
         """A required, non-empty string."""
-        value = self.values.get(name)
+        value = self.value(name)
         if value is None:
             self.refuse(name, "is required")
         if not isinstance(value, str) or not value:
             self.refuse(name, "must be a non-empty string")
         return value
 
-    def boolean(self, name: str) -> bool:
-        """False when absent."""
-        value = self.values.get(name)
+    def boolean(self, name: str, default: bool = False) -> bool:
+        value = self.value(name)
         if value is None:
-            return False
+            return default
         if not isinstance(value, bool):
             self.refuse(name, "must be true or false")
         return value
 
     def number(self, name: str, low: float, high: float) -> float | None:
-        value = self.values.get(name)
+        value = self.value(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -97,7 +118,7 @@ class Fields:
         return float(value)
 
     def integer(self, name: str, low: int, high: int) -> int | None:
-        value = self.values.get(name)
+        value = self.value(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
@@ -108,14 +129,14 @@ class Fields:
 
     def object(self, name: str) -> "Fields":
         """The fields of a nested object, none when it is absent."""
-        value = self.values.get(name)
+        value = self.value(name)
         if value is not None and not isinstance(value, dict):
             self.refuse(name, "must be an object")
         return Fields(value or {}, self.path(name))
 
     def texts(self, name: str, most: int) -> tuple[str, ...]:
         """A string or a list of at most `most`, none of them empty."""
-        value = self.values.get(name)
+        value = self.value(name)
         if value is None:
             return ()
         values = [value] if isinstance(value, str) else value
@@ -128,7 +149,7 @@ class Fields:
 
     def each[Item](self, name: str, read: Callable[["Fields"], Item]) -> list[Item]:
         """`read` of every element of a required, non-empty list of objects."""
-        value = self.values.get(name)
+        value = self.value(name)
         if value is None:
             self.refuse(name, "is required")
         if not isinstance(value, list) or not value:

@@ -1,30 +1,32 @@
 """/v1/chat/completions: its body lowered to a GenerateRequest, its events folded to one reply or to a stream."""
 
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
-from engine_adapters.base import Sampling
 from gateway.api.body import Fields, read_json
-from gateway.api.reply import Scope, Send, json_text, quoted, send_events, send_json
+from gateway.api.logprobs import chat_logprobs
+from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, read_request, read_shape, refuse_unfit
+from gateway.api.reply import (
+    Head,
+    Scope,
+    Send,
+    ending,
+    json_text,
+    quoted,
+    send_events,
+    send_json,
+    tail_of,
+    usage_body,
+)
+from gateway.errors import BadRequest
 from gateway.generate import Gateway, generate
 from gateway.http_loop import Receive
-from gateway.types import ChatInput, Event, GenerateRequest, Text, Usage
+from gateway.tokenizer import DetokenizerTable
+from gateway.types import ChatInput, Event, Finished, GenerateRequest, RequestRecord, Shape, Text, Usage
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-MAX_STOPS = 16
-MAX_TOKENS = 1 << 31
-MAX_SEED = 1 << 63
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How the client wants its answer."""
-
-    stream: bool
-    include_usage: bool
+NOT_YET = ("tools", "functions", "tool_choice", "function_call", "audio", "web_search_options", "prediction")
 
 
 class ChatCompletions:
@@ -35,38 +37,42 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, loop, record = self._gateway, scope["state"]["loop"], scope["record"]
-        fields = await read_json(receive, gateway.config.max_body_mb << 20, gateway.tokenize)
-        request, shape = lower(fields, record.request_id)
-        record.model = gateway.model(request.model).name
+        fields = await read_json(scope, receive, gateway)
+        request, shape = lower(fields, gateway, record)
         async with loop.answering(receive):
             events = generate(gateway, loop, request, record)
-            answer = Answer(request)
+            answer = Answer(gateway, loop.tables[request.model], request, record)
             if shape.stream:
-                await send_events(scope, send, answer.stream(events, shape.include_usage))
+                await send_events(scope, send, answer.stream(events, shape))
             else:
                 await send_json(scope, send, await answer.whole(events))
 
 
-def lower(fields: Fields, request_id: str) -> tuple[GenerateRequest, Shape]:
-    """Raises BadRequest with the path of what is wrong."""
-    model = fields.text("model")
-    messages = fields.each("messages", read_message)
-    max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or fields.integer("max_tokens", 1, MAX_TOKENS)
-    sampling = Sampling(
-        temperature=fields.number("temperature", 0, 2),
-        top_p=fields.number("top_p", 0, 1),
-        seed=fields.integer("seed", -MAX_SEED, MAX_SEED - 1),
+def lower(fields: Fields, gateway: Gateway, record: RequestRecord) -> tuple[GenerateRequest, Shape]:
+    """Raises BadRequest with the path of what is wrong, or ModelNotFound."""
+    model = gateway.model(fields.text("model"))
+    record.model = model.name
+    source = ChatInput(
+        messages=fields.each("messages", read_message),
+        template_arguments=fields.object("chat_template_kwargs").values,
+        continue_final_message=fields.boolean("continue_final_message"),
     )
-    request = GenerateRequest(
-        request_id=request_id,
-        model=model,
-        input=ChatInput(messages),
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop=fields.texts("stop", MAX_STOPS),
-    )
-    options = fields.object("stream_options")
-    return request, Shape(stream=fields.boolean("stream"), include_usage=options.boolean("include_usage"))
+    refuse_unfit(fields, NOT_YET, "is not supported yet")
+    format_type = fields.object("response_format").value("type")
+    if format_type not in (None, "text"):
+        raise BadRequest("response_format is not supported yet", param="response_format.type")
+    request = read_request(fields, record.request_id, model, source, read_logging(fields), default_max_tokens=None)
+    shape = read_shape(fields)
+    fields.log_unread(ACCEPTED)
+    return request, shape
+
+
+def read_logging(fields: Fields) -> Logging:
+    top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
+    wanted = fields.boolean("logprobs")
+    if top is not None and not wanted:
+        fields.refuse("top_logprobs", "needs logprobs: true")
+    return Logging(logprobs=(top or 0) if wanted else None)
 
 
 def read_message(fields: Fields) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def read_message(fields: Fields) -> dict[str, Any]:
     role = fields.text("role")
     if role not in ROLES:
         fields.refuse("role", f"must be one of {', '.join(ROLES)}")
-    content = fields.values.get("content")
+    content = fields.value("content")
     if content is None and role != "assistant":
         fields.refuse("content", "is required")
     if isinstance(content, list):
@@ -88,7 +94,7 @@ def read_text_part(fields: Fields) -> str:
     kind = fields.text("type")
     if kind != "text":
         fields.refuse("type", f"is {kind!r}, but this model takes only text")
-    text = fields.values.get("text")
+    text = fields.value("text")
     if not isinstance(text, str):
         fields.refuse("text", "must be a string")
     return text
@@ -97,59 +103,70 @@ def read_text_part(fields: Fields) -> str:
 class Answer:
     """The folds of one answer."""
 
-    def __init__(self, request: GenerateRequest) -> None:
-        self._id = f"chatcmpl-{request.request_id}"
-        self._created = int(time.time())
-        self._model = request.model
+    def __init__(
+        self, gateway: Gateway, table: DetokenizerTable, request: GenerateRequest, record: RequestRecord
+    ) -> None:
+        self._head = Head(f"chatcmpl-{request.request_id}", gateway.model(request.model))
+        self._table = table
+        self._n = request.n
+        self._has_logprobs = request.logprobs is not None
+        self._record = record
 
     async def whole(self, events: AsyncGenerator[Event]) -> dict[str, Any]:
-        parts: list[str] = []
+        texts: list[list[str]] = [[] for _ in range(self._n)]
+        logprobs: list[list[dict[str, Any]]] = [[] for _ in range(self._n)]
+        finished: dict[int, str] = {}
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Text):
-                    parts.append(event.text)
-                else:
-                    finish = event
-        message = {"role": "assistant", "content": "".join(parts), "refusal": None}
-        return {
-            "id": self._id,
-            "object": "chat.completion",
-            "created": self._created,
-            "model": self._model,
-            "choices": [
-                {"index": 0, "message": message, "logprobs": None, "finish_reason": finish.finish_reason},
-            ],
-            "usage": usage_body(finish.usage),
-        }
+                match event:
+                    case Text():
+                        texts[event.index].append(event.text)
+                        logprobs[event.index] += chat_logprobs(self._table, event)
+                    case Finished():
+                        finished[event.index] = event.finish_reason
+                    case Usage():
+                        usage = event
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+                "logprobs": {"content": logprobs[index], "refusal": None} if self._has_logprobs else None,
+                "finish_reason": finished[index],
+            }
+            for index in range(self._n)
+        ]
+        return self._head.body("chat.completion") | {"choices": choices, "usage": usage_body(usage)}
 
-    async def stream(self, events: AsyncGenerator[Event], include_usage: bool) -> AsyncGenerator[bytes]:
-        """Each part goes out in one write. What all events of the stream have in common is written out once."""
-        head = (
-            f'data: {{"id":{quoted(self._id)},"object":"chat.completion.chunk","created":{self._created},'
-            f'"model":{quoted(self._model)},"choices":['
-        )
-        tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
-        before, after = head + '{"index":0,"delta":{"content":', '},"logprobs":null,"finish_reason":null}' + tail
-        opening = head + ROLE_CHOICE + tail
+    async def stream(self, events: AsyncGenerator[Event], shape: Shape) -> AsyncGenerator[bytes]:
+        """Each part goes out in one write. What the events of one choice have in common is written out once."""
+        head = self._head.event("chat.completion.chunk")
+        before = [f'{head}{{"index":{index},"delta":{{"content":' for index in range(self._n)]
+        after = tail_of(shape, self._record)
+        openings = [f"{head}{ROLE_CHOICE % index}{after}" for index in range(self._n)]
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Text):
-                    yield f"{opening}{before}{quoted(event.text)}{after}".encode()
-                else:
-                    usage = f'{head}],"usage":{json_text(usage_body(event.usage))}}}\n\n' if include_usage else ""
-                    choice = END_CHOICE % quoted(event.finish_reason)
-                    yield f"{opening}{head}{choice}{tail}{usage}data: [DONE]\n\n".encode()
-                opening = ""
+                if shape.continuous_usage:
+                    after = tail_of(shape, self._record)
+                match event:
+                    case Text():
+                        index = event.index
+                        logprobs = self._logprobs(event) if self._has_logprobs else "null"
+                        chunk = f"{openings[index]}{before[index]}{quoted(event.text)}}},{FIELDS % logprobs}{after}"
+                        openings[index] = ""
+                        yield chunk.encode()
+                    case Finished():
+                        choice = END_CHOICE % (event.index, quoted(event.finish_reason))
+                        yield f"{openings[event.index]}{head}{choice}{after}".encode()
+                        openings[event.index] = ""
+                    case Usage():
+                        yield ending(head, event, shape, self._record)
+                    case _:
+                        yield b": waiting\n\n"
+
+    def _logprobs(self, event: Text) -> str:
+        return json_text({"content": chat_logprobs(self._table, event), "refusal": None})
 
 
-ROLE_CHOICE = '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
-END_CHOICE = '{"index":0,"delta":{},"logprobs":null,"finish_reason":%s}'
-
-
-def usage_body(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+FIELDS = '"logprobs":%s,"finish_reason":null}'
+ROLE_CHOICE = '{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+END_CHOICE = '{"index":%d,"delta":{},"logprobs":null,"finish_reason":%s}'

@@ -1,12 +1,15 @@
 """How answers are written: one JSON body, or server-sent events."""
 
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from json.encoder import encode_basestring
 from typing import Any
 
 from gateway.errors import GatewayError
+from gateway.model import Model
+from gateway.types import RequestRecord, Shape, Usage
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -29,6 +32,64 @@ json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def to_json(value: Any) -> bytes:
     # A client's own odd characters may come back to it in an error; they must not break the reply.
     return json_text(value).encode("utf-8", "backslashreplace")
+
+
+class Head:
+    """What every chunk of a reply and the whole one begin with."""
+
+    def __init__(self, identifier: str, model: Model) -> None:
+        self._id = identifier
+        self._created = int(time.time())
+        self._model = model
+
+    def body(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.system_fingerprint,
+        }
+
+    def event(self, kind: str) -> str:
+        """The start of a server-sent event, up to where its choices are listed."""
+        return f'data: {json_text(self.body(kind))[:-1]},"choices":['
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def tail_of(shape: Shape, record: RequestRecord) -> str:
+    """What stands behind the choices of each chunk."""
+    if shape.continuous_usage:
+        usage = Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+        return f'],"usage":{json_text(usage_body(usage))}}}\n\n'
+    return '],"usage":null}\n\n' if shape.include_usage else "]}\n\n"
+
+
+def ending(head: str, usage: Usage, shape: Shape, record: RequestRecord) -> bytes:
+    """The last part of a stream."""
+    timing = f": server-timing {server_timing(record)}\n\n" if record.wants_timing else ""
+    chunk = f'{head}],"usage":{json_text(usage_body(usage))}}}\n\n' if shape.include_usage else ""
+    return f"{timing}{chunk}data: [DONE]\n\n".encode()
+
+
+def server_timing(record: RequestRecord) -> str:
+    """The stages a request has passed, as the header of that name has them: milliseconds each."""
+    stages = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
+    if record.routed:
+        stages["route"] = record.routed - record.prepared
+    if record.first_token:
+        stages["first-token"] = record.first_token - record.received
+    if record.last_token:
+        stages["decode"] = record.last_token - record.first_token
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
 
 async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:
@@ -68,4 +129,6 @@ async def _start(scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], s
     record = scope["record"]
     record.status = status
     headers.append((b"x-request-id", record.request_id.encode()))
+    if record.prepared:
+        headers.append((b"server-timing", server_timing(record).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -2,15 +2,16 @@
 
 
 class StopScanner:
-    """Passes text on up to the first stop string; the stop string and all after it are dropped.
+    """Passes text on up to the first stop string, or including it if asked; all after it is dropped.
 
     Of several, the one that is complete first wins, and of those the one that began first, however the text is cut.
     """
 
-    __slots__ = ("_held", "_longest", "_stops", "matched")
+    __slots__ = ("_held", "_include_stop", "_longest", "_stops", "matched")
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], include_stop: bool = False) -> None:
         self._stops = stops
+        self._include_stop = include_stop
         self._longest = max(map(len, stops), default=0)
         self._held = ""
         self.matched: str | None = None
@@ -27,7 +28,7 @@ class StopScanner:
             end, start = match
             self.matched = next(stop for stop in self._stops if text[start:end] == stop)
             self._held = ""
-            return text[:start]
+            return text[: end if self._include_stop else start]
         certain = len(text) - self._held_back(text)
         self._held = text[certain:]
         return text[:certain]

@@ -7,8 +7,7 @@ Threads: every HTTP loop leases and releases, the engine thread publishes states
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from engine_adapters.base import EngineInfo
 from gateway.errors import Unavailable
@@ -37,7 +36,7 @@ class Worker:
 
 
 class Lease:
-    """One request's place on a worker; leaving the `with` gives it back."""
+    """One request's place on a worker; `release` gives it back, once."""
 
     __slots__ = ("_router", "worker")
 
@@ -45,12 +44,7 @@ class Lease:
         self._router = router
         self.worker = worker
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def release(self) -> None:
         self._router.release(self.worker)
 
 

@@ -5,7 +5,9 @@ once, at start: compiled functions are immortal on 3.13t.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -29,15 +31,45 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt, ending where the assistant begins to speak; raises BadRequest when the template refuses."""
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt, ending where the assistant begins to speak, or where the last message stops.
+
+        `arguments` are further variables of the template. Raises BadRequest when the template refuses.
+        """
+        variables = {
+            "messages": messages,
+            "add_generation_prompt": not continue_final_message,
+            **self._special_tokens,
+            **arguments,
+        }
+        text = self._render(variables)
+        return _up_to_last_message(text, messages) if continue_final_message else text
+
+    def _render(self, variables: dict[str, Any]) -> str:
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+            return self._template.render(variables)
         except jinja2.TemplateError as error:
             raise BadRequest(f"the chat template refuses these messages: {error}", param="messages") from error
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
             # What a template does with a shape it did not expect: still the messages' fault, not ours.
             raise BadRequest(f"the chat template fails on these messages: {error}", param="messages") from error
+
+
+def _up_to_last_message(text: str, messages: list[dict[str, Any]]) -> str:
+    """What transformers does: drop all that the template writes after the last message's content."""
+    content = (messages[-1].get("content") or "").strip()
+    end = text.rfind(content)
+    if not content or end < 0:
+        raise BadRequest(
+            "continue_final_message needs a last message whose text the chat template leaves as it is",
+            param="continue_final_message",
+        )
+    return text[: end + len(content)]
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:

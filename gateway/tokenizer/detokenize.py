@@ -29,18 +29,46 @@ class Detokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DetokenizerTable:
-    """Makes detokenizers for one vocabulary: `pieces` holds each id's bytes (special tokens: none) if the tokenizer
-    is a byte-level one, where a token's bytes do not depend on its neighbours; otherwise it is None."""
+    """Makes detokenizers for one vocabulary.
+
+    `pieces` holds each id's bytes if the tokenizer is a byte-level one, where a token's bytes do not depend on its
+    neighbours, else None. `visible` is the same with nothing for special tokens.
+    """
 
     tokenizer: tokenizers.Tokenizer
+    special_ids: frozenset[int]
     pieces: list[bytes] | None
+    visible: list[bytes] | None
 
-    def new(self) -> Detokenizer:
-        return WindowDetokenizer(self.tokenizer) if self.pieces is None else ByteLevelDetokenizer(self.pieces)
+    @classmethod
+    def of(
+        cls, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], pieces: list[bytes] | None
+    ) -> "DetokenizerTable":
+        visible = None
+        if pieces is not None:
+            visible = [b"" if token_id in special_ids else piece for token_id, piece in enumerate(pieces)]
+        return cls(tokenizer, special_ids, pieces, visible)
+
+    def new(self, skip_special_tokens: bool = True) -> Detokenizer:
+        pieces = self.visible if skip_special_tokens else self.pieces
+        if pieces is None:
+            return WindowDetokenizer(self.tokenizer, skip_special_tokens)
+        return ByteLevelDetokenizer(pieces)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token by itself, special or not; b"" for an unknown one."""
+        if self.pieces is None:
+            text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
+            return text.encode()
+        return self.pieces[token_id] if token_id < len(self.pieces) else b""
+
+    def token_text(self, token_id: int) -> str:
+        """The same as text, with U+FFFD for bytes that are no whole character."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def copy(self) -> "DetokenizerTable":
         pieces = None if self.pieces is None else [bytes(bytearray(piece)) for piece in self.pieces]
-        return DetokenizerTable(self.tokenizer, pieces)
+        return DetokenizerTable.of(self.tokenizer, self.special_ids, pieces)
 
 
 class ByteLevelDetokenizer:
@@ -70,10 +98,11 @@ class WindowDetokenizer:
     """For every other tokenizer: decode a window of recent ids twice, with and without the new ones, and emit the
     difference once it does not end in the middle of a character (the scheme of vLLM and TGI)."""
 
-    __slots__ = ("_ids", "_read", "_tokenizer", "_start", "unknown")
+    __slots__ = ("_ids", "_read", "_skip_special_tokens", "_start", "_tokenizer", "unknown")
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []
         self._start = 0
         self._read = 0
@@ -96,9 +125,12 @@ class WindowDetokenizer:
         return self._new_text()
 
     def _new_text(self) -> str:
-        known: str = self._tokenizer.decode(self._ids[self._start : self._read])
-        text: str = self._tokenizer.decode(self._ids[self._start :])
-        return text[len(known) :]
+        known = self._decode(self._ids[self._start : self._read])
+        return self._decode(self._ids[self._start :])[len(known) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        return text
 
     def _forget(self) -> None:
         del self._ids[: self._start]

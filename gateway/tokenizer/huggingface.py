@@ -28,7 +28,10 @@ class Tokenizer:
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.fingerprint = tokenizer_file.fingerprint(vocabulary)
-        self.table = DetokenizerTable(tokenizer, self._pieces(vocabulary) if _is_byte_level(tokenizer) else None)
+        added = tokenizer.get_added_tokens_decoder()
+        special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        pieces = self._pieces(vocabulary) if _is_byte_level(tokenizer) else None
+        self.table = DetokenizerTable.of(tokenizer, special_ids, pieces)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -46,17 +49,14 @@ class Tokenizer:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return array("I", encoding.ids).tobytes()
 
-    def decode(self, token_ids: list[int]) -> str:
-        """The full text, without special tokens."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def _pieces(self, vocabulary: dict[str, int]) -> list[bytes]:
         pieces = [b""] * self.vocab_size
-        special = {token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         for token, token_id in vocabulary.items():
-            if token_id not in special:
-                pieces[token_id] = _byte_level(token)
+            pieces[token_id] = _byte_level(token)
         return pieces
 
 

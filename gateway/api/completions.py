@@ -1,0 +1,281 @@
+"""/v1/completions: prompts as text or token ids, one or many, each answered n times."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gateway.api.body import Fields, read_json
+from gateway.api.logprobs import CompletionLogprobs
+from gateway.api.lowering import (
+    ACCEPTED,
+    MAX_LOGPROBS,
+    Logging,
+    column,
+    read_request,
+    read_shape,
+    refuse_unfit,
+)
+from gateway.api.reply import (
+    Head,
+    Scope,
+    Send,
+    ending,
+    json_text,
+    quoted,
+    send_events,
+    send_json,
+    tail_of,
+    usage_body,
+)
+from gateway.generate import Gateway, generate, prepare
+from gateway.http_loop import HttpLoop, Receive
+from gateway.model import Model
+from gateway.types import (
+    Event,
+    Finished,
+    GenerateRequest,
+    Input,
+    RequestRecord,
+    Shape,
+    Text,
+    TextInput,
+    TokensInput,
+    Usage,
+)
+
+DEFAULT_MAX_TOKENS = 16
+MAX_PROMPTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt of the request; its choices are numbered from `first_index` on."""
+
+    request: GenerateRequest
+    first_index: int
+    echo: bool
+
+
+class Completions:
+    """The endpoint, as an ASGI application."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway, loop, record = self._gateway, scope["state"]["loop"], scope["record"]
+        fields = await read_json(scope, receive, gateway)
+        jobs, shape = lower(fields, gateway, record)
+        async with loop.answering(receive):
+            answer = Answer(gateway, loop, jobs, record)
+            if shape.stream:
+                await send_events(scope, send, answer.stream(answer.events(), shape))
+            else:
+                await send_json(scope, send, await answer.whole(answer.events()))
+
+
+def lower(fields: Fields, gateway: Gateway, record: RequestRecord) -> tuple[list[Job], Shape]:
+    """Raises BadRequest with the path of what is wrong, or ModelNotFound."""
+    model = gateway.model(fields.text("model"))
+    record.model = model.name
+    inputs = read_prompts(fields, model)
+    refuse_unfit(fields, ("suffix",), "is not supported: these models write on, they do not fill in")
+    best_of, n = fields.integer("best_of", 1, 128), fields.integer("n", 1, 128) or 1
+    if best_of not in (None, n):
+        fields.refuse("best_of", "is not supported unless it equals n")
+    echo = fields.boolean("echo")
+    logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
+    logging = Logging(logprobs, logprobs if echo else None)
+    first = read_request(fields, record.request_id, model, inputs[0], logging, DEFAULT_MAX_TOKENS)
+    shape = read_shape(fields)
+    if shape.stream and logging.prompt_logprobs is not None:
+        fields.refuse("echo", "with logprobs cannot be streamed: a prompt's logprobs come at the end")
+    fields.log_unread(ACCEPTED)
+    return [Job(replace(first, input=source), index * n, echo) for index, source in enumerate(inputs)], shape
+
+
+def read_prompts(fields: Fields, model: Model) -> list[Input]:
+    """A string, a list of strings, token ids, or a list of lists of token ids."""
+    value = fields.value("prompt")
+    if value is None:
+        fields.refuse("prompt", "is required")
+    prompts = [value] if isinstance(value, str) or is_token_ids(value) else value
+    if not isinstance(prompts, list) or not prompts:
+        fields.refuse("prompt", "must be a string, a list of strings, token ids, or a list of lists of token ids")
+    if len(prompts) > MAX_PROMPTS:
+        fields.refuse("prompt", f"must hold at most {MAX_PROMPTS} prompts")
+    return [
+        read_prompt(fields, "prompt" if prompts is not value else f"prompt[{index}]", prompt, model)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def is_token_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int)
+
+
+def read_prompt(fields: Fields, name: str, prompt: object, model: Model) -> Input:
+    if isinstance(prompt, str) and prompt:
+        return TextInput(prompt)
+    if isinstance(prompt, list) and prompt:
+        return TokensInput(column(prompt, fields.path(name), model))
+    fields.refuse(name, "must be a non-empty string or a non-empty list of token ids")
+
+
+class Answer:
+    """The folds of one answer."""
+
+    def __init__(self, gateway: Gateway, loop: HttpLoop, jobs: list[Job], record: RequestRecord) -> None:
+        model = gateway.model(jobs[0].request.model)
+        self._gateway = gateway
+        self._loop = loop
+        self._jobs = jobs
+        self._record = record
+        self._table = loop.tables[model.name]
+        self._head = Head(f"cmpl-{record.request_id}", model)
+        self._count = sum(job.request.n for job in jobs)
+        self._logprobs = [CompletionLogprobs(self._table) for _ in range(self._count)]
+        self._prompt_logprobs: list[dict[str, list[Any]] | None] = [None] * self._count
+
+    def events(self) -> AsyncGenerator[Event]:
+        """All jobs' events, the choices numbered through, one Usage at the end."""
+        if len(self._jobs) == 1:
+            return self._events_of(self._jobs[0], self._record)
+        return self._merged()
+
+    async def whole(self, events: AsyncGenerator[Event]) -> dict[str, Any]:
+        texts: list[list[str]] = [[] for _ in range(self._count)]
+        logprobs: list[dict[str, list[Any]] | None] = [None] * self._count
+        finished: dict[int, str] = {}
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case Text():
+                        texts[event.index].append(event.text)
+                        logprobs[event.index] = joined(logprobs[event.index], self._logprobs_of(event))
+                    case Finished():
+                        finished[event.index] = event.finish_reason
+                    case Usage():
+                        usage = event
+        choices = [
+            {
+                "index": index,
+                "text": "".join(texts[index]),
+                "logprobs": joined(self._prompt_logprobs[index], logprobs[index]),
+                "finish_reason": finished[index],
+            }
+            for index in range(self._count)
+        ]
+        return self._head.body("text_completion") | {"choices": choices, "usage": usage_body(usage)}
+
+    async def stream(self, events: AsyncGenerator[Event], shape: Shape) -> AsyncGenerator[bytes]:
+        head = self._head.event("text_completion")
+        tail = tail_of(shape, self._record)
+        async with aclosing(events):
+            async for event in events:
+                if shape.continuous_usage:
+                    tail = tail_of(shape, self._record)
+                match event:
+                    case Text():
+                        logprobs = self._logprobs_of(event)
+                        fields = f'"logprobs":{json_text(logprobs) if logprobs else "null"},"finish_reason":null'
+                        choice = f'{{"index":{event.index},"text":{quoted(event.text)},{fields}}}'
+                        yield f"{head}{choice}{tail}".encode()
+                    case Finished():
+                        choice = END_CHOICE % (event.index, quoted(event.finish_reason))
+                        yield f"{head}{choice}{tail}".encode()
+                    case Usage():
+                        yield ending(head, event, shape, self._record)
+                    case _:
+                        yield b": waiting\n\n"
+
+    def _logprobs_of(self, event: Text) -> dict[str, list[Any]] | None:
+        if event.logprobs is None or event.token_ids is None:
+            return None
+        return self._logprobs[event.index].of(event.token_ids, event.logprobs)
+
+    async def _events_of(self, job: Job, record: RequestRecord) -> AsyncGenerator[Event]:
+        """One prompt's events with the numbers of its choices; with `echo`, they begin with the prompt."""
+        request = job.request
+        if job.echo:
+            request, text = await self._echo(request, record)
+            for index in range(request.n):
+                self._logprobs[job.first_index + index].skip(text)
+                yield Text(job.first_index + index, text)
+        async with aclosing(generate(self._gateway, self._loop, request, record)) as events:
+            async for event in events:
+                if isinstance(event, Text | Finished):
+                    event.index += job.first_index
+                elif isinstance(event, Usage) and event.prompt_logprobs and isinstance(request.input, TokensInput):
+                    token_ids = list(memoryview(request.input.token_ids).cast("I"))
+                    logprobs = CompletionLogprobs(self._table).of(token_ids, event.prompt_logprobs, is_prompt=True)
+                    for index in range(request.n):
+                        self._prompt_logprobs[job.first_index + index] = logprobs
+                yield event
+
+    async def _echo(self, request: GenerateRequest, record: RequestRecord) -> tuple[GenerateRequest, str]:
+        """The request with its prompt as the tokens it will be, and these as text."""
+        model = self._gateway.model(request.model)
+        prompt = await prepare(self._gateway, model, request, record)
+        text = model.tokenizer.decode(list(memoryview(prompt.token_ids).cast("I")), skip_special_tokens=False)
+        return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
+
+    async def _merged(self) -> AsyncGenerator[Event]:
+        """All jobs at once; the first that fails ends the others."""
+        queue: asyncio.Queue[Event | Exception] = asyncio.Queue(maxsize=64)
+        records = [RequestRecord(job.request.request_id, self._record.received) for job in self._jobs]
+        tasks = [
+            asyncio.create_task(self._forward(job, record, queue))
+            for job, record in zip(self._jobs, records, strict=True)
+        ]
+        try:
+            running, total = len(tasks), Usage(0, 0, 0)
+            while running:
+                event = await queue.get()
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, Usage):
+                    running -= 1
+                    total.prompt_tokens += event.prompt_tokens
+                    total.completion_tokens += event.completion_tokens
+                    total.cached_tokens += event.cached_tokens
+                else:
+                    yield event
+                sum_up(self._record, records)
+            yield total
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            sum_up(self._record, records)
+
+    async def _forward(self, job: Job, record: RequestRecord, queue: asyncio.Queue[Event | Exception]) -> None:
+        try:
+            async with aclosing(self._events_of(job, record)) as events:
+                async for event in events:
+                    await queue.put(event)
+        except Exception as error:  # it belongs to the request's task, which raises it
+            await queue.put(error)
+
+
+END_CHOICE = '{"index":%d,"text":"","logprobs":null,"finish_reason":%s}'
+
+
+def sum_up(total: RequestRecord, records: list[RequestRecord]) -> None:
+    """Make the record of the whole request say what its prompts took together."""
+    total.prompt_tokens = sum(record.prompt_tokens for record in records)
+    total.completion_tokens = sum(record.completion_tokens for record in records)
+    total.cached_tokens = sum(record.cached_tokens for record in records)
+    total.worker = ",".join(sorted({record.worker for record in records if record.worker}))
+    total.first_token = min((record.first_token for record in records if record.first_token), default=0.0)
+    for name in ("prepared", "routed", "last_token", "render_seconds", "tokenize_seconds", "queue_seconds"):
+        setattr(total, name, max(getattr(record, name) for record in records))
+
+
+def joined(first: dict[str, list[Any]] | None, then: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+    """Two stretches of `logprobs` in one."""
+    if first is None or then is None:
+        return first or then
+    return {name: values + then[name] for name, values in first.items()}

@@ -1,0 +1,140 @@
+"""Body fields that the generating endpoints share, lowered to a GenerateRequest."""
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from engine_adapters.base import Sampling
+from gateway.api.body import Fields
+from gateway.errors import BadRequest
+from gateway.model import Model
+from gateway.types import GenerateRequest, Input, OutputOptions, Shape
+
+MAX_ANSWERS = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_TOKENS = (1 << 31) - 1
+MAX_SEED = 1 << 63
+MAX_PRIORITY = (1 << 31) - 1
+MAX_BIAS = 100.0
+ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
+"""Fields of OpenAI's that ask nothing of a gateway."""
+
+
+def read_shape(fields: Fields) -> Shape:
+    stream = fields.boolean("stream")
+    options = fields.object("stream_options")
+    if options.values and not stream:
+        fields.refuse("stream_options", "is only for stream: true")
+    continuous_usage = options.boolean("continuous_usage_stats")
+    shape = Shape(stream, options.boolean("include_usage") or continuous_usage, continuous_usage)
+    options.log_unread(())
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """Which logprobs are wanted, as numbers of alternatives; None: none."""
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+def read_request(
+    fields: Fields, request_id: str, model: Model, source: Input, logging: Logging, default_max_tokens: int | None
+) -> GenerateRequest:
+    """Raises BadRequest with the path of what is wrong."""
+    max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or fields.integer("max_tokens", 1, MAX_TOKENS)
+    max_tokens = max_tokens or default_max_tokens
+    min_tokens = fields.integer("min_tokens", 0, MAX_TOKENS) or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        fields.refuse("min_tokens", f"must not be above max_tokens ({max_tokens})")
+    return GenerateRequest(
+        request_id=request_id,
+        model=model.name,
+        input=source,
+        sampling=read_sampling(fields, model),
+        output=read_output(fields),
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        n=fields.integer("n", 1, MAX_ANSWERS) or 1,
+        stop_token_ids=read_token_ids(fields, "stop_token_ids", model),
+        ignore_eos=fields.boolean("ignore_eos"),
+        logprobs=logging.logprobs,
+        prompt_logprobs=logging.prompt_logprobs,
+        priority=fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+        cache_salt=fields.text("cache_salt") if fields.has("cache_salt") else "",
+        truncate_prompt_tokens=fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),
+    )
+
+
+def read_sampling(fields: Fields, model: Model) -> Sampling:
+    top_k = fields.integer("top_k", -1, MAX_TOKENS)
+    return Sampling(
+        temperature=fields.number("temperature", 0, 2),
+        top_p=fields.number("top_p", 0, 1),
+        seed=fields.integer("seed", -MAX_SEED, MAX_SEED - 1),
+        top_k=None if top_k in (0, -1) else top_k,
+        min_p=fields.number("min_p", 0, 1) or None,
+        frequency_penalty=fields.number("frequency_penalty", -2, 2) or None,
+        presence_penalty=fields.number("presence_penalty", -2, 2) or None,
+        repetition_penalty=fields.number("repetition_penalty", 0.01, 100),
+        logit_bias=read_logit_bias(fields, model),
+    )
+
+
+def read_output(fields: Fields) -> OutputOptions:
+    return OutputOptions(
+        stop=fields.texts("stop", MAX_STOPS),
+        include_stop=fields.boolean("include_stop_str_in_output"),
+        skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
+    )
+
+
+def read_token_ids(fields: Fields, name: str, model: Model) -> bytes:
+    """A list of token ids of the model, as little-endian u32; empty when it is absent."""
+    value = fields.value(name)
+    if value is None:
+        return b""
+    if not isinstance(value, list):
+        fields.refuse(name, "must be a list of token ids")
+    return column(value, fields.path(name), model)
+
+
+def column(token_ids: list[Any], path: str, model: Model) -> bytes:
+    """Checks ids without a loop of Python's own where all is well: prompts of 100,000 ids come this way."""
+    try:
+        result = array("I", token_ids)
+    except (TypeError, OverflowError):
+        result = None
+    if result is None or (result and max(result) >= model.tokenizer.vocab_size) or bool in set(map(type, token_ids)):
+        refuse_token_ids(token_ids, path, model)
+    return result.tobytes() if result is not None else b""
+
+
+def refuse_token_ids(token_ids: list[Any], path: str, model: Model) -> None:
+    size = model.tokenizer.vocab_size
+    for index, token_id in enumerate(token_ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
+            place = f"{path}[{index}]"
+            raise BadRequest(f"{place} must be a token id, which are integers from 0 to {size - 1}", param=place)
+
+
+def read_logit_bias(fields: Fields, model: Model) -> tuple[tuple[int, float], ...]:
+    biases = fields.object("logit_bias")
+    result = []
+    for name in biases.values:
+        if not name.isdecimal() or not name.isascii() or int(name) >= model.tokenizer.vocab_size:
+            biases.refuse(name, f"must be a token id, which are integers from 0 to {model.tokenizer.vocab_size - 1}")
+        bias = biases.number(name, -MAX_BIAS, MAX_BIAS)
+        if bias is None:
+            biases.refuse(name, "must be a number")
+        result.append((int(name), bias))
+    return tuple(result)
+
+
+def refuse_unfit(fields: Fields, names: tuple[str, ...], why: str) -> None:
+    """Refuse fields that would change the answer and that we would otherwise ignore; empty ones ask for nothing."""
+    for name in names:
+        if fields.value(name) not in (None, [], {}, "", "none", False):
+            fields.refuse(name, why)
