@@ -6,13 +6,13 @@ piece of an answer costs it a `recv` and two counts, so that it needs far less C
 
 import dataclasses
 import json
-import os
 import select
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from perf.processes import ROOT, cpu_ns, resident_mb
 from perf.stamps import Arrivals
@@ -38,8 +38,8 @@ class Job:
     marker: str = ""
     tokens: int = 0
     requests: int = 0
-    profile_signals: tuple[int, int] | None = None
-    """Sent to `pid` when the window opens and when it closes."""
+    profile_switch: str = ""
+    """A pipe that is told "1" when the window opens and "0" when it closes."""
 
 
 @dataclass
@@ -140,16 +140,16 @@ class Load:
 
     def open_window(self) -> None:
         self.opened = self.read()
-        self.signal_profile(0)
+        self.switch_profile("1")
 
     def close_window(self) -> None:
         if self.opened is not None and self.closed is None:
             self.closed = self.read()
-            self.signal_profile(1)
+            self.switch_profile("0")
 
-    def signal_profile(self, index: int) -> None:
-        if self.job.profile_signals is not None:
-            os.kill(self.job.pid, self.job.profile_signals[index])
+    def switch_profile(self, state: str) -> None:
+        if self.job.profile_switch:
+            Path(self.job.profile_switch).write_text(state)
 
     def read(self) -> Reading:
         server_cpu = cpu_ns(self.job.pid) / 1e9

@@ -6,6 +6,7 @@ Threads without Python (gRPC has some) cannot be sampled: their time is spread o
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perf import processes, requests, samples
-from perf.profiled_gateway import START, STOP
 from perf.report import table
 from perf.streaming import Bench
 
@@ -50,8 +50,10 @@ THREADS = (("engine", "/gateway/engines.py", "_run"), ("http", "/gateway/server.
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder, "dump")
-        total, unit = (request_cpu if options.what == "requests" else token_cpu)(options, dump)
+        switch, dump = str(Path(folder, "switch")), Path(folder, "dump")
+        os.mkfifo(switch)
+        launcher = ("perf.profiled_gateway", switch, str(dump))
+        total, unit = (request_cpu if options.what == "requests" else token_cpu)(options, switch, launcher)
         stacks = list(read_stacks(dump.read_text()))
     sys.stdout.write(f"{total:.1f} µs per {unit}; {len(stacks)} samples\n\n")
     for name, rows in (("layer", map(layer_of, stacks)), ("function", map(function_of, stacks))):
@@ -69,7 +71,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("what", choices=["tokens", "requests"], help="the load: streams, or one-token requests")
     parser.add_argument("--streams", type=int, default=64, metavar="N")
     parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens a stream")
-    parser.add_argument("--step-ms", type=float, default=20.0, metavar="MS")
+    parser.add_argument("--step-ms", type=float, default=21.3, metavar="MS", help="no multiple of the tick")
     parser.add_argument("--requests", type=int, default=20000, metavar="N")
     parser.add_argument("--whole", action="store_true", help="requests: not streamed")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N")
@@ -78,27 +80,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def token_cpu(options: argparse.Namespace, dump: Path) -> tuple[float, str]:
-    """Fills `dump` with a wave's samples; returns the µs of a token in a wave without, and "token"."""
+def token_cpu(options: argparse.Namespace, switch: str, launcher: Sequence[str]) -> tuple[float, str]:
+    """Samples a wave of streams; returns the µs of a token in a wave that is not sampled, and "token"."""
     with (
         processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
-        processes.gateway(worker, options.http_threads, "perf.profiled_gateway", str(dump)) as server,
+        processes.gateway(worker, options.http_threads, *launcher) as server,
     ):
         bench = Bench(server, worker, samples.CHAT_PATH, options.tokens)
         cpu_us = bench.run(options.streams).cpu_us
-        bench.run(options.streams, profile_signals=(START, STOP))
+        bench.run(options.streams, profile_switch=switch)
         return cpu_us, "token"
 
 
-def request_cpu(options: argparse.Namespace, dump: Path) -> tuple[float, str]:
+def request_cpu(options: argparse.Namespace, switch: str, launcher: Sequence[str]) -> tuple[float, str]:
     """The same for one-token requests."""
     with (
         processes.word_simulator("--speed", "0") as worker,
-        processes.gateway(worker, options.http_threads, "perf.profiled_gateway", str(dump)) as server,
+        processes.gateway(worker, options.http_threads, *launcher) as server,
     ):
         path, stream = samples.CHAT_PATH, not options.whole
         cpu_us = requests.run(server, path, stream, options).cpu_us
-        requests.run(server, path, stream, options, profile_signals=(START, STOP))
+        requests.run(server, path, stream, options, profile_switch=switch)
         return cpu_us, "request"
 
 

@@ -31,7 +31,7 @@ def run(
     path: str,
     stream: bool,
     options: argparse.Namespace,
-    profile_signals: tuple[int, int] | None = None,
+    profile_switch: str = "",
 ) -> Run:
     job = load.Job(
         port=server.port,
@@ -39,7 +39,7 @@ def run(
         request=samples.http_request(path, stream=stream, max_tokens=1),
         connections=options.concurrency,
         requests=options.requests,
-        profile_signals=profile_signals,
+        profile_switch=profile_switch,
     )
     result = load.run(job)
     window, latencies = result.window, sorted(result.latencies)

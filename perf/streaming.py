@@ -41,7 +41,7 @@ class Bench:
     path: str
     tokens: int
 
-    def run(self, streams: int, profile_signals: tuple[int, int] | None = None) -> Run:
+    def run(self, streams: int, profile_switch: str = "") -> Run:
         sent_before = len(self.source.sent())
         job = load.Job(
             port=self.server.port,
@@ -50,7 +50,7 @@ class Bench:
             connections=streams,
             marker=samples.WORD,
             tokens=self.tokens,
-            profile_signals=profile_signals,
+            profile_switch=profile_switch,
         )
         result = load.run(job)
         window = result.window
