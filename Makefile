@@ -44,5 +44,6 @@ soak: setup  ## the soak tests, two minutes each
 lock:  ## resolve the pinned versions anew (needs the package index)
 	@bash setup/lock.sh
 
-docs: setup  ## docs/configuration.md, from the fields of gateway/config.py
-	@$(gateway_python) -c "from gateway.config import as_markdown; print(as_markdown(), end='')" > docs/configuration.md
+docs: setup  ## docs/configuration.md and docs/metrics.md, from the code
+	@for page in config:configuration metrics:metrics; do \
+	    $(gateway_python) -c "from gateway.$${page%:*} import as_markdown; print(as_markdown(), end='')" > docs/$${page#*:}.md; done

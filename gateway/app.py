@@ -16,14 +16,24 @@ from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
 from gateway.api.chat import ChatCompletions
 from gateway.api.completions import Completions
-from gateway.api.reply import Scope, Send, send_error
+from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
 from gateway.api.tokens import Detokenize, Tokenize
 from gateway.api.unavailable import NotHere
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, NotFound
 from gateway.generate import Gateway
 from gateway.http_loop import HttpLoop, Receive
-from gateway.metrics import CACHED_TOKENS, COMPLETION_TOKENS, DURATION, FIRST_TOKEN, PROMPT_TOKENS, REQUESTS, Cells
+from gateway.metrics import (
+    CACHED_TOKENS,
+    COMPLETION_TOKENS,
+    DURATION,
+    FIRST_TOKEN,
+    INTER_TOKEN,
+    PROMPT_TOKENS,
+    REQUESTS,
+    STAGE,
+    Cells,
+)
 from gateway.types import RequestRecord
 
 MAX_REQUEST_ID = 128
@@ -98,12 +108,18 @@ def finish(record: RequestRecord, scope: Scope) -> None:
 def count(record: RequestRecord, cells: Cells, now: float) -> None:
     model = (record.model,)
     cells.add(REQUESTS, (record.model, str(record.status)))
+    if not record.routed:
+        return
+    cells.add(PROMPT_TOKENS, model, record.prompt_tokens)
+    cells.add(CACHED_TOKENS, model, record.cached_tokens)
+    cells.add(COMPLETION_TOKENS, model, record.completion_tokens)
+    cells.observe(DURATION, model, now - record.received)
+    for stage, seconds in stages(record).items():
+        cells.observe(STAGE, (record.model, stage), seconds)
     if record.first_token:
-        cells.add(PROMPT_TOKENS, model, record.prompt_tokens)
-        cells.add(CACHED_TOKENS, model, record.cached_tokens)
-        cells.add(COMPLETION_TOKENS, model, record.completion_tokens)
         cells.observe(FIRST_TOKEN, model, record.first_token - record.received)
-        cells.observe(DURATION, model, now - record.received)
+        if record.completion_tokens > 1:
+            cells.observe(INTER_TOKEN, model, (record.last_token - record.first_token) / (record.completion_tokens - 1))
 
 
 def log_fields(record: RequestRecord, now: float) -> dict[str, Any]:

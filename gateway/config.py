@@ -51,6 +51,9 @@ class Config:
         "URL",
         default_text="an embedded simulator for each model",
     )
+    server: str = option(
+        "hypercorn", "the HTTP server: hypercorn, or granian if it is installed", "NAME", one_of("hypercorn", "granian")
+    )
     http_threads: int = option(
         max(1, (os.cpu_count() or 1) // 4),
         "event-loop threads that serve HTTP",

@@ -179,6 +179,7 @@ class Attempts:
         self._record = record
         self._tried: set[Worker] = set()
         self._attempts = 0
+        self._has_begun = False
         self._lease: Lease | None = None
         self._stream: Stream | None = None
 
@@ -195,10 +196,12 @@ class Attempts:
         while True:
             stream = self._stream or await self._start()
             parts = await stream.next()
-            if self._record.first_token or not parts:
+            if self._has_begun or not parts:
                 return parts
             if not failed_early(parts) or self._attempts >= ATTEMPTS:
-                self._record.first_token = time.monotonic()
+                self._has_begun = True
+                if any(part.token_ids for part in parts):
+                    self._record.first_token = time.monotonic()
                 return parts
             self._try_another()
 

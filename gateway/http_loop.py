@@ -7,6 +7,8 @@ alone, except `end_all`, `count_active` and the mailbox's `post`, which other th
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,18 +47,16 @@ class HttpLoop:
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
-        try:
-            self._loop.call_soon_threadsafe(self._end_all, error)
-        except RuntimeError:
-            pass  # a closed loop has no requests
+        self.post(partial(self._end_all, error))
 
     def _end_all(self, error: GatewayError) -> None:
         for request in list(self._active):
             request.end(error)
 
-    def ping(self, answered: Callable[[], None]) -> None:
-        """From any thread: have `answered` called on the loop, as a sign of life; raises RuntimeError if closed."""
-        self._loop.call_soon_threadsafe(answered)
+    def post(self, command: Callable[[], None]) -> None:
+        """From any thread: have `command()` called on the loop, if it is still there."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(command)
 
 
 class ActiveRequest:

@@ -9,7 +9,9 @@ Threads: everything runs on the loop that `serve` was called on.
 
 import asyncio
 import contextlib
+import logging
 import socket
+import sys
 from typing import Any
 
 import h11
@@ -26,13 +28,18 @@ from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import ASGISendEvent, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
+from gateway import log
 
-async def serve(app: Any, config: Config, listener: socket.socket, stopping: asyncio.Event) -> None:
+BACKLOG = 4096
+KEEP_ALIVE_SECONDS = 75
+
+
+async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
     """Serve `app` on `listener` until `stopping` is set, then until the last open connection ends.
 
     The ASGI lifespan runs once around it.
     """
-    loop = asyncio.get_running_loop()
+    loop, config = asyncio.get_running_loop(), settings()
     state: dict[str, Any] = {}
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     lifespan = Lifespan(wrapped, config, loop, state)
@@ -59,6 +66,19 @@ async def serve(app: Any, config: Config, listener: socket.socket, stopping: asy
     lifespan_task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await lifespan_task
+
+
+def settings() -> Config:
+    """What hypercorn's protocols need to know."""
+    config = Config()
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = sys.maxsize
+    config.include_server_header = False
+    server_log = log.logger.getChild("http")
+    server_log.setLevel(logging.WARNING)
+    config.errorlog = server_log
+    return config
 
 
 class Connection(TCPServer):
@@ -179,9 +199,9 @@ class ChunkedStream(HTTPStream):
         self._is_chunked = False
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
-        if self._is_chunked and message is not None and message.get("more_body") and not self.closed:
+        if self._is_chunked and message is not None and message.get("more_body"):
             body: bytes = message["body"]  # type: ignore[typeddict-item]  # only body messages have more_body
-            if body:
+            if body and not self.closed:
                 self._writer.write(b"%x\r\n%b\r\n" % (len(body), body))
                 with contextlib.suppress(ConnectionError, RuntimeError):  # the reading side will tell
                     await self._writer.drain()

@@ -151,12 +151,30 @@ CACHED_TOKENS = Metric(
 FIRST_TOKEN = Metric(
     "gateway_time_to_first_token_seconds",
     "histogram",
-    "From the request to its first token.",
+    "From the request's head to its first token.",
+    ("model",),
+    LATENCY_BUCKETS,
+)
+INTER_TOKEN = Metric(
+    "gateway_inter_token_seconds",
+    "histogram",
+    "Between the tokens of an answer, one mean for each request.",
     ("model",),
     LATENCY_BUCKETS,
 )
 DURATION = Metric(
-    "gateway_request_seconds", "histogram", "From the request to the end of its answer.", ("model",), LATENCY_BUCKETS
+    "gateway_request_seconds",
+    "histogram",
+    "From the request's head to the end of its answer.",
+    ("model",),
+    LATENCY_BUCKETS,
+)
+STAGE = Metric(
+    "gateway_stage_seconds",
+    "histogram",
+    "What a request waited for: queue (a pool thread), render, tokenize, route (a worker), engine (its first token).",
+    ("model", "stage"),
+    LATENCY_BUCKETS,
 )
 RETRIES = Metric(
     "gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",)
@@ -167,10 +185,42 @@ WIRE_FAULTS = Metric(
     "What an engine sent that made no sense, by worker and kind.",
     ("worker", "kind"),
 )
+GC_PAUSES = Metric("gateway_gc_pauses_total", "counter", "Garbage collections, which stop every thread.")
+GC_SECONDS = Metric("gateway_gc_seconds_total", "counter", "Time spent in garbage collections.")
 STALLED = Metric("gateway_stalled_streams", "gauge", "Streams without progress for longer than --stall-seconds.")
-WORKER_READY = Metric("gateway_worker_ready", "gauge", "1 while the worker takes requests.", ("worker", "model"))
+WORKER_STATE = Metric(
+    "gateway_worker_state",
+    "gauge",
+    "1 for the state that the worker is in: starting, ready, suspect, unfit or lost.",
+    ("worker", "model", "state"),
+)
+WORKER_SPEED = Metric(
+    "gateway_worker_tokens_per_second", "gauge", "Tokens generated over the last second, as it reports.", ("worker",)
+)
+WORKER_KV = Metric("gateway_worker_kv_use", "gauge", "Share of its KV cache in use, as it reports.", ("worker",))
+LOOP_LAG = Metric("gateway_loop_lag_seconds", "gauge", "How late an event loop was when it was last asked.", ("loop",))
+POOL_THREADS = Metric("gateway_pool_threads", "gauge", "Threads of the pool.", ("pool",))
 WORKER_IN_FLIGHT = Metric("gateway_worker_in_flight", "gauge", "Requests this gateway has on the worker.", ("worker",))
 WORKER_RUNNING = Metric("gateway_worker_running", "gauge", "Requests running, as the worker reports.", ("worker",))
 WORKER_WAITING = Metric("gateway_worker_waiting", "gauge", "Requests waiting, as the worker reports.", ("worker",))
 POOL_DEPTH = Metric("gateway_pool_queue_depth", "gauge", "Jobs waiting for a thread of the pool.", ("pool",))
 ACTIVE_REQUESTS = Metric("gateway_active_requests", "gauge", "Requests being answered.", ("loop",))
+
+METRICS = tuple(value for value in tuple(globals().values()) if isinstance(value, Metric))
+
+MARKDOWN_HEAD = """# Metrics
+
+Made from `gateway/metrics.py` by `make docs`. `GET /metrics` answers in Prometheus' text format. Labels take their
+values from the configuration (models, workers, threads) and from fixed sets: the number of series is bounded.
+
+| metric | kind | labels | what it says |
+|---|---|---|---|"""
+
+
+def as_markdown() -> str:
+    """docs/metrics.md."""
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |".replace("|  |", "| |")
+        for metric in METRICS
+    ]
+    return "\n".join([MARKDOWN_HEAD, *rows, ""])

@@ -7,6 +7,8 @@ through their loops.
 import asyncio
 import errno
 import functools
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -14,12 +16,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-import hypercorn.config
-
-from engine_adapters.base import EngineInfo
-from gateway import http_server, log
+from engine_adapters.base import EngineInfo, Load
+from gateway import log
 from gateway.api.status import unready
 from gateway.app import App
 from gateway.config import Config
@@ -30,21 +31,27 @@ from gateway.generate import Gateway
 from gateway.http_loop import count_active
 from gateway.metrics import (
     ACTIVE_REQUESTS,
+    GC_PAUSES,
+    GC_SECONDS,
     POOL_DEPTH,
+    POOL_THREADS,
     WORKER_IN_FLIGHT,
-    WORKER_READY,
+    WORKER_KV,
     WORKER_RUNNING,
+    WORKER_SPEED,
+    WORKER_STATE,
     WORKER_WAITING,
+    Cells,
     Registry,
 )
 from gateway.model import Model
 from gateway.pools import Pool
-from gateway.routing import Router, WorkerAddress
+from gateway.routing import STATES, Router, WorkerAddress
 from gateway.threads import Alarm, Supervisor
 from gateway.watch import Watch
 
 BACKLOG = 4096
-KEEP_ALIVE_SECONDS = 75
+SERVERS = {"hypercorn": "gateway.http_server", "granian": "gateway.granian_server"}
 LAST_WORDS_SECONDS = 1.0
 """How long the ends of streams, the aborts and the servers may take once the grace period is over."""
 
@@ -73,12 +80,16 @@ class Server:
             supervisor=supervisor,
         )
         add_gauges(self.gateway)
+        count_collections(registry.cells())
         self._watch = Watch(self.gateway)
         self.embedded = [] if workers else [self._embed(model) for model in models.values()]
         for address in workers:
             self.gateway.engine.connect(address)
         app = App(self.gateway)
-        self._http = [HttpThread(number, app, self._listener, supervisor) for number in range(config.http_threads)]
+        serve = serve_with(config.server)
+        self._http = [
+            HttpThread(number, serve, app, self._listener, supervisor) for number in range(config.http_threads)
+        ]
 
     @property
     def url(self) -> str:
@@ -135,10 +146,24 @@ class Server:
             pass
 
 
+type Serve = Callable[[App, socket.socket, asyncio.Event], Coroutine[Any, Any, None]]
+
+
+def serve_with(name: str) -> Serve:
+    """An HTTP server's coroutine; raises StartError when its package is missing."""
+    module = SERVERS[name]
+    try:
+        serve: Serve = importlib.import_module(module).serve
+    except ImportError as error:
+        raise StartError(f"--server {name} needs a package that is not installed: {error}") from error
+    return serve
+
+
 class HttpThread:
     """One HTTP event loop in a thread of its own, with its own duplicate of the listening socket."""
 
-    def __init__(self, number: int, app: App, listener: socket.socket, supervisor: Supervisor) -> None:
+    def __init__(self, number: int, serve: Serve, app: App, listener: socket.socket, supervisor: Supervisor) -> None:
+        self._serve = serve
         self._app = app
         self._listener = listener.dup()
         self._loop = asyncio.new_event_loop()
@@ -154,20 +179,7 @@ class HttpThread:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(http_server.serve(self._app, http_config(), self._listener, self._stopping))
-
-
-def http_config() -> hypercorn.config.Config:
-    """What hypercorn's protocols need to know."""
-    config = hypercorn.config.Config()
-    config.backlog = BACKLOG
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = sys.maxsize
-    config.include_server_header = False
-    server_log = log.logger.getChild("http")
-    server_log.setLevel(logging.WARNING)
-    config.errorlog = server_log
-    return config
+            runner.run(self._serve(self._app, self._listener, self._stopping))
 
 
 def listen(config: Config) -> socket.socket:
@@ -234,14 +246,40 @@ def add_gauges(gateway: Gateway) -> None:
         return lambda: [((worker.name,), read(worker)) for worker in router.snapshot()]
 
     registry.gauge(
-        WORKER_READY,
-        lambda: [((w.name, state.model), float(state.state == "ready")) for w, state in router.snapshot().items()],
+        WORKER_STATE,
+        lambda: [
+            ((worker.name, state.model, name), float(state.state == name))
+            for worker, state in router.snapshot().items()
+            for name in STATES
+        ],
     )
     registry.gauge(WORKER_IN_FLIGHT, each_worker(router.in_flight))
     registry.gauge(WORKER_RUNNING, each_worker(lambda worker: worker.session.load.running))
     registry.gauge(WORKER_WAITING, each_worker(lambda worker: worker.session.load.waiting))
+    registry.gauge(WORKER_SPEED, each_worker(lambda worker: worker.session.load.tokens_per_second))
+    registry.gauge(WORKER_KV, each_worker(lambda worker: kv_use(worker.session.load)))
+    registry.gauge(POOL_THREADS, lambda: [((gateway.tokenize.name,), gateway.tokenize.threads)])
     registry.gauge(POOL_DEPTH, lambda: [((gateway.tokenize.name,), gateway.tokenize.depth)])
     registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
+
+
+def kv_use(load: Load) -> float:
+    return load.kv_tokens_used / load.kv_tokens_total if load.kv_tokens_total else 0.0
+
+
+def count_collections(cells: Cells) -> None:
+    """Count garbage collections from now on. They come one at a time, on whichever thread set one off."""
+    started = 0.0
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        nonlocal started
+        if phase == "start":
+            started = time.monotonic()
+        else:
+            cells.add(GC_PAUSES)
+            cells.add(GC_SECONDS, (), time.monotonic() - started)
+
+    gc.callbacks.append(note)
 
 
 def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> int:

@@ -6,11 +6,12 @@ Threads: runs on its own; reads sessions, and has the engine thread change their
 import logging
 import threading
 import time
+from functools import partial
 
 from gateway import log
 from gateway.engines import stalled
 from gateway.generate import Gateway
-from gateway.metrics import STALLED
+from gateway.metrics import LOOP_LAG, STALLED
 
 TICK_SECONDS = 0.25
 
@@ -20,7 +21,9 @@ class Watch:
         self._gateway = gateway
         self._stopped = threading.Event()
         self._stalled = 0
+        self._lags: dict[str, float] = {}
         gateway.registry.gauge(STALLED, lambda: [((), self._stalled)])
+        gateway.registry.gauge(LOOP_LAG, lambda: [((name,), lag) for name, lag in self._lags.copy().items()])
         self.thread = gateway.supervisor.spawn("watch", self._run)
 
     def stop(self) -> None:
@@ -30,8 +33,18 @@ class Watch:
         while not self._stopped.wait(TICK_SECONDS):
             self._name_stalled_streams()
             self._gateway.tokenize.adapt()
+            self._measure_lag()
             for worker in self._gateway.router.snapshot():
                 worker.session.check_silence()
+
+    def _measure_lag(self) -> None:
+        for loop in self._gateway.loops:
+            loop.post(partial(self._note_lag, loop.name, time.monotonic()))
+        self._gateway.engine.post(partial(self._note_lag, "engine", time.monotonic()))
+
+    def _note_lag(self, name: str, asked: float) -> None:
+        """On the loop that was asked."""
+        self._lags[name] = time.monotonic() - asked
 
     def _name_stalled_streams(self) -> None:
         found = stalled(self._gateway.router.snapshot(), self._gateway.config.stall_seconds)

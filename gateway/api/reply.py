@@ -13,8 +13,18 @@ from gateway.types import RequestRecord, Shape, Usage
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-quoted = encode_basestring
-"""A string as JSON, without the escapes that only ASCII needs."""
+LINE_BREAKS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
+"""What some clients take for the end of a line of the stream, though neither SSE nor JSON does."""
+
+
+def quoted(text: str) -> str:
+    """A string as JSON, with only the escapes that it needs."""
+    result: str = encode_basestring(text)
+    if not text.isascii():
+        for character, escape in LINE_BREAKS.items():
+            if character in result:
+                result = result.replace(character, escape)
+    return result
 
 
 EVENT_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
@@ -80,16 +90,22 @@ def ending(head: str, usage: Usage, shape: Shape, record: RequestRecord) -> byte
     return f"{timing}{chunk}data: [DONE]\n\n".encode()
 
 
+def stages(record: RequestRecord) -> dict[str, float]:
+    """What a request waited for up to its first token, in seconds."""
+    passed = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
+    if record.routed:
+        passed["route"] = record.routed - record.prepared
+    if record.first_token:
+        passed["engine"] = record.first_token - record.routed
+    return passed
+
+
 def server_timing(record: RequestRecord) -> str:
     """The stages a request has passed, as the header of that name has them: milliseconds each."""
-    stages = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
-    if record.routed:
-        stages["route"] = record.routed - record.prepared
-    if record.first_token:
-        stages["first-token"] = record.first_token - record.received
-    if record.last_token:
-        stages["decode"] = record.last_token - record.first_token
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+    passed = stages(record)
+    if record.first_token and record.last_token:
+        passed["decode"] = record.last_token - record.first_token
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in passed.items())
 
 
 async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from gateway.api.reply import Scope, Send, send_body, send_json
 from gateway.generate import Gateway
 from gateway.http_loop import Receive
+from gateway.model import Model
 
 STARTED = int(time.time())
 
@@ -47,17 +48,23 @@ class Models:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        models = [
-            {
-                "id": model.name,
-                "object": "model",
-                "created": STARTED,
-                "owned_by": "gateway",
-                "max_model_len": model.context_length,
-            }
-            for model in self._gateway.models.values()
-        ]
+        models = [self._describe(model) for model in self._gateway.models.values()]
         await send_json(scope, send, {"object": "list", "data": models})
+
+    def _describe(self, model: Model) -> dict[str, Any]:
+        """OpenAI's fields, and what was detected."""
+        states = [state for state in self._gateway.router.snapshot().values() if state.model == model.name]
+        infos = [state.info for state in states if state.info is not None]
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": STARTED,
+            "owned_by": "gateway",
+            "max_model_len": model.context_length,
+            "vocab_size": model.tokenizer.vocab_size,
+            "engines": sorted({f"{info.engine} {info.engine_version}".strip() for info in infos}),
+            "features": sorted(frozenset.intersection(*(info.features for info in infos)) if infos else ()),
+        }
 
 
 def unready(gateway: Gateway) -> list[str]:

@@ -5,6 +5,7 @@ own (`copy`), since on 3.13t the reference counts of shared bytes would make the
 """
 
 import codecs
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,7 +53,7 @@ class DetokenizerTable:
     def new(self, skip_special_tokens: bool = True) -> Detokenizer:
         pieces = self.visible if skip_special_tokens else self.pieces
         if pieces is None:
-            return WindowDetokenizer(self.tokenizer, skip_special_tokens)
+            return WindowDetokenizer(self.tokenizer, self.special_ids if skip_special_tokens else frozenset())
         return ByteLevelDetokenizer(pieces)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -94,27 +95,36 @@ class ByteLevelDetokenizer:
         return self._decode(b"", True)
 
 
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
 class WindowDetokenizer:
     """For every other tokenizer: decode a window of recent ids twice, with and without the new ones, and emit the
-    difference once it does not end in the middle of a character (the scheme of vLLM and TGI)."""
+    difference once it does not end in the middle of a character (the scheme of vLLM and TGI).
 
-    __slots__ = ("_ids", "_read", "_skip_special_tokens", "_start", "_tokenizer", "unknown")
+    A run of byte tokens is text as a whole or U+FFFDs as a whole, so nothing of it is certain before it ends.
+    """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool) -> None:
+    __slots__ = ("_ids", "_in_bytes", "_read", "_skipped", "_start", "_tokenizer", "unknown")
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, skipped: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._skipped = skipped
         self._ids: list[int] = []
+        self._in_bytes = False
         self._start = 0
         self._read = 0
         self.unknown = 0
 
     def feed(self, token_ids: Sequence[int]) -> str:
         for token_id in token_ids:
-            if self._tokenizer.id_to_token(token_id) is None:
+            token = self._tokenizer.id_to_token(token_id)
+            if token is None:
                 self.unknown += 1
-            else:
+            elif token_id not in self._skipped:
                 self._ids.append(token_id)
-        text = self._new_text()
+                self._in_bytes = BYTE_TOKEN.fullmatch(token) is not None
+        text = "" if self._in_bytes else self._new_text()
         if not text or text.endswith(REPLACEMENT):
             return ""
         self._start, self._read = self._read, len(self._ids)
@@ -129,7 +139,7 @@ class WindowDetokenizer:
         return self._decode(self._ids[self._start :])[len(known) :]
 
     def _decode(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
         return text
 
     def _forget(self) -> None:
