@@ -69,6 +69,7 @@ class FakeExecutor:
         self.aborts: queue.Queue[int] = queue.Queue()
         self.is_silent = False
         self._attached: set[grpc.aio.ServicerContext[Any, Any]] = set()
+        self._writing = asyncio.Lock()
         self._dropped = asyncio.Event()
         self.address = LOOP.run(self._start(port))
 
@@ -153,7 +154,7 @@ class FakeExecutor:
             frame = codec.decode(messages.ClientFrame, data)
             for submit in frame.submits:
                 if self.greeting:
-                    await context.write(codec.encode(frame_of({submit.stream_id: ids_of(self.greeting)})))
+                    await self._write(codec.encode(frame_of({submit.stream_id: ids_of(self.greeting)})))
                 self.submits.put(submit)
             for stream_id in memoryview(frame.aborts).cast("I"):
                 self.aborts.put(stream_id)
@@ -162,11 +163,13 @@ class FakeExecutor:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             if not self.is_silent:
-                await context.write(codec.encode(messages.StepFrame()))
+                async with self._writing:
+                    await context.write(codec.encode(messages.StepFrame()))
 
     async def _write(self, data: bytes) -> None:
-        for context in [*self._attached]:
-            await context.write(data)
+        async with self._writing:
+            for context in [*self._attached]:
+                await context.write(data)
 
     async def _drop(self) -> None:
         self._dropped.set()

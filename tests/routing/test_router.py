@@ -1,0 +1,156 @@
+"""The router: who gets a request, and that no lease is ever lost, whatever the threads do."""
+
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from gateway.errors import Unavailable
+from gateway.routing import Router, Worker, WorkerAddress, WorkerState
+
+READY = WorkerState("ready", model="demo")
+
+
+def add(router: Router, name: str, weight: float = 1.0, state: WorkerState = READY) -> Worker:
+    worker = Worker(name, WorkerAddress("step", name, 1, weight=weight), None)
+    router.add(worker)
+    router.publish(worker, state)
+    return worker
+
+
+def chosen(router: Router, count: int) -> Counter[str]:
+    """Who gets `count` requests that all go on."""
+    return Counter(router.lease("demo", set()).worker.name for _ in range(count))
+
+
+def test_the_worker_with_the_fewest_requests_gets_the_next() -> None:
+    router = Router()
+    for name in "abc":
+        add(router, name)
+
+    assert chosen(router, 9) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_weights_divide_the_requests() -> None:
+    router = Router()
+    add(router, "strong", weight=3)
+    add(router, "weak")
+
+    assert chosen(router, 40) == {"strong": 30, "weak": 10}
+
+
+def test_idle_workers_take_turns() -> None:
+    router = Router()
+    for name in "abc":
+        add(router, name)
+
+    names = []
+    for _ in range(9):
+        lease = router.lease("demo", set())
+        names.append(lease.worker.name)
+        lease.release()
+
+    assert Counter(names) == {"a": 3, "b": 3, "c": 3}
+    assert names[:3] == names[3:6] == names[6:]
+
+
+@pytest.mark.parametrize("state", ["starting", "suspect", "unfit", "lost"])
+def test_only_ready_workers_get_requests(state: str) -> None:
+    router = Router()
+    worker = add(router, "a", state=replace(READY, state=state))
+    with pytest.raises(Unavailable, match="no worker of model 'demo' is ready"):
+        router.lease("demo", set())
+
+    add(router, "b")
+    assert chosen(router, 5) == {"b": 5}
+
+    router.publish(worker, READY)
+    assert chosen(router, 5) == {"a": 5}
+
+
+def test_a_worker_gets_requests_of_its_own_model_only() -> None:
+    router = Router()
+    add(router, "a", state=replace(READY, model="other"))
+    add(router, "b")
+
+    assert chosen(router, 4) == {"b": 4}
+    with pytest.raises(Unavailable):
+        router.lease("unknown", set())
+
+
+def test_a_worker_that_was_tried_comes_last() -> None:
+    router = Router()
+    one, two = add(router, "one"), add(router, "two")
+
+    assert {router.lease("demo", {one}).worker for _ in range(5)} == {two}
+    assert router.lease("demo", {one, two}).worker is one
+
+
+def test_a_lease_counts_until_it_is_given_back() -> None:
+    router = Router()
+    worker = add(router, "a")
+
+    lease = router.lease("demo", set())
+    assert router.in_flight(worker) == 1
+    assert "a ready 1 in flight" in repr(router)
+    lease.release()
+
+    assert router.in_flight(worker) == 0
+
+
+def test_snapshots_never_change() -> None:
+    router = Router()
+    worker = add(router, "a")
+    before = router.snapshot()
+
+    router.publish(worker, WorkerState("lost", "gone"))
+    add(router, "b")
+
+    assert before == {worker: READY}
+    assert [state.state for state in router.snapshot().values()] == ["lost", "ready"]
+
+
+def test_listeners_hear_of_every_change_until_they_leave() -> None:
+    router = Router()
+    worker = add(router, "a")
+    heard: list[str] = []
+    leave = router.subscribe(lambda: heard.append(router.snapshot()[worker].state))
+
+    router.publish(worker, WorkerState("lost"))
+    router.publish(worker, READY)
+    leave()
+    router.publish(worker, WorkerState("lost"))
+
+    assert heard == ["lost", "ready"]
+
+
+def test_threads_that_hammer_it_lose_no_lease() -> None:
+    router = Router()
+    workers = [add(router, name, weight) for name, weight in (("a", 1.0), ("b", 2.0), ("c", 5.0))]
+    rounds, threads = 3000, 4
+    start = threading.Barrier(threads + 1)
+    worst: list[int] = []
+
+    def hammer() -> None:
+        start.wait()
+        for _ in range(rounds):
+            leases = [router.lease("demo", set()) for _ in range(2)]
+            worst.append(router.in_flight(leases[1].worker))
+            for lease in leases:
+                lease.release()
+
+    def change() -> None:
+        start.wait()
+        for number in range(rounds):
+            router.publish(workers[0], READY if number % 2 else WorkerState("suspect"))
+
+    everybody = [threading.Thread(target=hammer) for _ in range(threads)] + [threading.Thread(target=change)]
+    for thread in everybody:
+        thread.start()
+    for thread in everybody:
+        thread.join()
+
+    assert [router.in_flight(worker) for worker in workers] == [0, 0, 0]
+    assert max(worst) <= 2 * threads
+    assert min(worst) >= 1

@@ -1,0 +1,93 @@
+"""Many short streams and many clients that leave, for --duration seconds: nothing may be left over at the end."""
+
+import random
+import threading
+import time
+from collections import Counter
+
+import httpx
+import psutil
+import pytest
+
+from tests import chat
+from tests.processes import Gateway, Simulator, eventually, wait_until_idle
+
+CLIENTS = 12
+PATH = "/v1/chat/completions"
+
+
+class Client:
+    """One client's life: requests of every kind, one after the other, until time is up."""
+
+    def __init__(self, gateway: Gateway, seed: int, ends_at: float) -> None:
+        self._url = gateway.url
+        self._random = random.Random(seed)
+        self._ends_at = ends_at
+        self.counts: Counter[str] = Counter()
+        self.thread = threading.Thread(target=self._run, name=f"client {seed}")
+        self.thread.start()
+
+    def _run(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30) as client:
+            while time.monotonic() < self._ends_at:
+                kind = self._random.choice((self._read_all, self._leave, self._whole, self._leave_whole, self._bad))
+                self.counts[kind.__name__] += 1
+                kind(client)
+
+    def _body(self, **fields: object) -> dict[str, object]:
+        content = "word " * self._random.choice((1, 10, 100, 1000))
+        return chat.body(content, max_tokens=self._random.randint(1, 60), **fields)
+
+    def _read_all(self, client: httpx.Client) -> None:
+        with client.stream("POST", PATH, json=self._body(stream=True)) as response:
+            assert response.status_code == 200, response.read()
+            *_, end = chat.events_of(response)
+        assert end == chat.DONE
+
+    def _leave(self, client: httpx.Client) -> None:
+        with client.stream("POST", PATH, json=self._body(stream=True)) as response:
+            pieces = response.iter_raw()
+            for _ in range(self._random.randint(0, 5)):
+                next(pieces, b"")
+
+    def _whole(self, client: httpx.Client) -> None:
+        assert client.post(PATH, json=self._body()).status_code == 200
+
+    def _leave_whole(self, client: httpx.Client) -> None:
+        try:
+            client.post(PATH, json=self._body(), timeout=self._random.uniform(0.001, 0.05))
+        except httpx.TimeoutException:
+            self.counts["left early"] += 1
+
+    def _bad(self, client: httpx.Client) -> None:
+        assert client.post(PATH, json=self._body(temperature=-1)).status_code == 400
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_nothing_is_left_over(duration: float) -> None:
+    simulators = [Simulator("--max-running", "4", "--speed", "4") for _ in range(2)]
+    workers = [simulator.url for simulator in simulators]
+    with simulators[0], simulators[1], Gateway("--http-threads", "2", workers=workers) as gateway:
+        eventually(lambda: gateway.worker_states() == ["ready", "ready"])
+        process = psutil.Process(gateway.child.pid)
+        chat.complete(gateway, max_tokens=1)
+        threads = process.num_threads()
+        ends_at = time.monotonic() + duration
+
+        clients = [Client(gateway, seed, ends_at) for seed in range(CLIENTS)]
+        for client in clients:
+            client.thread.join()
+
+        wait_until_idle(gateway)
+        counts = sum((client.counts for client in clients), Counter[str]())
+        assert all(counts[kind] for kind in ("_read_all", "_leave", "_whole", "_leave_whole", "_bad"))
+        assert not [entry for entry in gateway.log() if entry["level"] in ("WARNING", "ERROR")]
+        assert gateway.metric("gateway_wire_faults_total") == gateway.metric("gateway_retries_total") == 0
+        assert gateway.metric("gateway_requests_total", status="500") == 0
+        certain = counts["_read_all"] + counts["_leave"] + counts["_whole"]
+        assert gateway.metric("gateway_requests_total", model="demo") >= certain
+        assert process.num_threads() <= threads
+        connections = eventually(lambda: [each for each in process.net_connections() if each.status == "ESTABLISHED"])
+        assert len(connections) <= len(workers) + 1, "only the workers and this test are connected"
+        assert gateway.terminate() == 0
