@@ -11,11 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 
 from gateway import log
-from gateway.api import unavailable
+from gateway.api import chat, completions, unavailable
 from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
-from gateway.api.chat import ChatCompletions
-from gateway.api.completions import Completions
+from gateway.api.answer import Endpoint
 from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
 from gateway.api.tokens import Detokenize, Tokenize
@@ -51,8 +50,8 @@ class App:
         live = Live(gateway)
         self._router = Router(
             routes=[
-                Route("/v1/chat/completions", ChatCompletions(gateway), methods=["POST"]),
-                Route("/v1/completions", Completions(gateway), methods=["POST"]),
+                Route("/v1/chat/completions", Endpoint(gateway, chat.lower), methods=["POST"]),
+                Route("/v1/completions", Endpoint(gateway, completions.lower), methods=["POST"]),
                 Route("/v1/tokenize", Tokenize(gateway), methods=["POST"]),
                 Route("/v1/detokenize", Detokenize(gateway), methods=["POST"]),
                 Route("/v1/models", Models(gateway), methods=["GET"]),

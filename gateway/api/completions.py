@@ -6,31 +6,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.api.body import Fields, read_json
+from gateway.api.answer import Answer
+from gateway.api.body import Fields
 from gateway.api.logprobs import CompletionLogprobs
-from gateway.api.lowering import (
-    ACCEPTED,
-    MAX_LOGPROBS,
-    Logging,
-    column,
-    read_request,
-    read_shape,
-    refuse_unfit,
-)
-from gateway.api.reply import (
-    Head,
-    Scope,
-    Send,
-    ending,
-    json_text,
-    quoted,
-    send_events,
-    send_json,
-    tail_of,
-    usage_body,
-)
+from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, column, read_request, read_shape, refuse_unfit
+from gateway.api.reply import json_text, quoted
 from gateway.generate import Gateway, generate, prepare
-from gateway.http_loop import HttpLoop, Receive
+from gateway.http_loop import HttpLoop
 from gateway.model import Model
 from gateway.types import (
     Event,
@@ -58,25 +40,7 @@ class Job:
     echo: bool
 
 
-class Completions:
-    """The endpoint, as an ASGI application."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gateway, loop, record = self._gateway, scope["state"]["loop"], scope["record"]
-        fields = await read_json(scope, receive, gateway)
-        jobs, shape = lower(fields, gateway, record)
-        async with loop.answering(receive):
-            answer = Answer(gateway, loop, jobs, record)
-            if shape.stream:
-                await send_events(scope, send, answer.stream(answer.events(), shape))
-            else:
-                await send_json(scope, send, await answer.whole(answer.events()))
-
-
-def lower(fields: Fields, gateway: Gateway, record: RequestRecord) -> tuple[list[Job], Shape]:
+def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecord) -> "CompletionAnswer":
     """Raises BadRequest with the path of what is wrong, or ModelNotFound."""
     model = gateway.model(fields.text("model"))
     record.model = model.name
@@ -93,7 +57,8 @@ def lower(fields: Fields, gateway: Gateway, record: RequestRecord) -> tuple[list
     if shape.stream and logging.prompt_logprobs is not None:
         fields.refuse("echo", "with logprobs cannot be streamed: a prompt's logprobs come at the end")
     fields.log_unread(ACCEPTED)
-    return [Job(replace(first, input=source), index * n, echo) for index, source in enumerate(inputs)], shape
+    jobs = [Job(replace(first, input=source), index * n, echo) for index, source in enumerate(inputs)]
+    return CompletionAnswer(gateway, loop, jobs, record, shape)
 
 
 def read_prompts(fields: Fields, model: Model) -> list[Input]:
@@ -124,77 +89,47 @@ def read_prompt(fields: Fields, name: str, prompt: object, model: Model) -> Inpu
     fields.refuse(name, "must be a non-empty string or a non-empty list of token ids")
 
 
-class Answer:
-    """The folds of one answer."""
+class CompletionAnswer(Answer):
+    prefix = "cmpl"
+    whole_kind = chunk_kind = "text_completion"
 
-    def __init__(self, gateway: Gateway, loop: HttpLoop, jobs: list[Job], record: RequestRecord) -> None:
-        model = gateway.model(jobs[0].request.model)
+    def __init__(self, gateway: Gateway, loop: HttpLoop, jobs: list[Job], record: RequestRecord, shape: Shape) -> None:
+        choices = sum(job.request.n for job in jobs)
+        super().__init__(gateway.model(jobs[0].request.model), record, shape, choices)
         self._gateway = gateway
         self._loop = loop
         self._jobs = jobs
-        self._record = record
-        self._table = loop.tables[model.name]
-        self._head = Head(f"cmpl-{record.request_id}", model)
-        self._count = sum(job.request.n for job in jobs)
-        self._logprobs = [CompletionLogprobs(self._table) for _ in range(self._count)]
-        self._prompt_logprobs: list[dict[str, list[Any]] | None] = [None] * self._count
+        self._table = loop.tables[jobs[0].request.model]
+        self._counters = [CompletionLogprobs(self._table) for _ in range(choices)]
+        self._logprobs: list[dict[str, list[Any]] | None] = [None] * choices
+        self._prompt_logprobs: list[dict[str, list[Any]] | None] = [None] * choices
 
     def events(self) -> AsyncGenerator[Event]:
-        """All jobs' events, the choices numbered through, one Usage at the end."""
         if len(self._jobs) == 1:
             return self._events_of(self._jobs[0], self._record)
         return self._merged()
 
-    async def whole(self, events: AsyncGenerator[Event]) -> dict[str, Any]:
-        texts: list[list[str]] = [[] for _ in range(self._count)]
-        logprobs: list[dict[str, list[Any]] | None] = [None] * self._count
-        finished: dict[int, str] = {}
-        async with aclosing(events):
-            async for event in events:
-                match event:
-                    case Text():
-                        texts[event.index].append(event.text)
-                        logprobs[event.index] = joined(logprobs[event.index], self._logprobs_of(event))
-                    case Finished():
-                        finished[event.index] = event.finish_reason
-                    case Usage():
-                        usage = event
-        choices = [
-            {
-                "index": index,
-                "text": "".join(texts[index]),
-                "logprobs": joined(self._prompt_logprobs[index], logprobs[index]),
-                "finish_reason": finished[index],
-            }
-            for index in range(self._count)
-        ]
-        return self._head.body("text_completion") | {"choices": choices, "usage": usage_body(usage)}
+    def note(self, event: Text) -> None:
+        self._logprobs[event.index] = joined(self._logprobs[event.index], self._logprobs_of(event))
 
-    async def stream(self, events: AsyncGenerator[Event], shape: Shape) -> AsyncGenerator[bytes]:
-        head = self._head.event("text_completion")
-        tail = tail_of(shape, self._record)
-        async with aclosing(events):
-            async for event in events:
-                if shape.continuous_usage:
-                    tail = tail_of(shape, self._record)
-                match event:
-                    case Text():
-                        logprobs = self._logprobs_of(event)
-                        fields = f'"logprobs":{json_text(logprobs) if logprobs else "null"},"finish_reason":null'
-                        choice = f'{{"index":{event.index},"text":{quoted(event.text)},{fields}}}'
-                        yield f"{head}{choice}{tail}".encode()
-                    case Finished():
-                        choice = END_CHOICE % (event.index, quoted(event.finish_reason))
-                        yield f"{head}{choice}{tail}".encode()
-                    case Usage():
-                        yield ending(head, event, shape, self._record)
-                    case _:
-                        yield b": waiting\n\n"
+    def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
+        logprobs = joined(self._prompt_logprobs[index], self._logprobs[index])
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def opening(self, index: int) -> str:
+        return ""
+
+    def chunk(self, event: Text) -> str:
+        logprobs = self._logprobs_of(event)
+        return CHUNK % (event.index, quoted(event.text), json_text(logprobs) if logprobs else "null", "null")
+
+    def last_chunk(self, event: Finished) -> str:
+        return CHUNK % (event.index, '""', "null", quoted(event.finish_reason))
 
     def _logprobs_of(self, event: Text) -> dict[str, list[Any]] | None:
         if event.logprobs is None or event.token_ids is None:
             return None
-        return self._logprobs[event.index].of(event.token_ids, event.logprobs)
+        return self._counters[event.index].of(event.token_ids, event.logprobs)
 
     async def _events_of(self, job: Job, record: RequestRecord) -> AsyncGenerator[Event]:
         """One prompt's events with the numbers of its choices; with `echo`, they begin with the prompt."""
@@ -202,7 +137,7 @@ class Answer:
         if job.echo:
             request, text = await self._echo(request, record)
             for index in range(request.n):
-                self._logprobs[job.first_index + index].skip(text)
+                self._counters[job.first_index + index].skip(text)
                 yield Text(job.first_index + index, text)
         async with aclosing(generate(self._gateway, self._loop, request, record)) as events:
             async for event in events:
@@ -260,7 +195,7 @@ class Answer:
             await queue.put(error)
 
 
-END_CHOICE = '{"index":%d,"text":"","logprobs":null,"finish_reason":%s}'
+CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
 
 
 def sum_up(total: RequestRecord, records: list[RequestRecord]) -> None:

@@ -1,15 +1,13 @@
 """How answers are written: one JSON body, or server-sent events."""
 
 import json
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from json.encoder import encode_basestring
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.model import Model
-from gateway.types import RequestRecord, Shape, Usage
+from gateway.types import RequestRecord
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -42,52 +40,6 @@ json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def to_json(value: Any) -> bytes:
     # A client's own odd characters may come back to it in an error; they must not break the reply.
     return json_text(value).encode("utf-8", "backslashreplace")
-
-
-class Head:
-    """What every chunk of a reply and the whole one begin with."""
-
-    def __init__(self, identifier: str, model: Model) -> None:
-        self._id = identifier
-        self._created = int(time.time())
-        self._model = model
-
-    def body(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._model.name,
-            "system_fingerprint": self._model.system_fingerprint,
-        }
-
-    def event(self, kind: str) -> str:
-        """The start of a server-sent event, up to where its choices are listed."""
-        return f'data: {json_text(self.body(kind))[:-1]},"choices":['
-
-
-def usage_body(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
-
-
-def tail_of(shape: Shape, record: RequestRecord) -> str:
-    """What stands behind the choices of each chunk."""
-    if shape.continuous_usage:
-        usage = Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
-        return f'],"usage":{json_text(usage_body(usage))}}}\n\n'
-    return '],"usage":null}\n\n' if shape.include_usage else "]}\n\n"
-
-
-def ending(head: str, usage: Usage, shape: Shape, record: RequestRecord) -> bytes:
-    """The last part of a stream."""
-    timing = f": server-timing {server_timing(record)}\n\n" if record.wants_timing else ""
-    chunk = f'{head}],"usage":{json_text(usage_body(usage))}}}\n\n' if shape.include_usage else ""
-    return f"{timing}{chunk}data: [DONE]\n\n".encode()
 
 
 def stages(record: RequestRecord) -> dict[str, float]:

@@ -1,0 +1,142 @@
+"""What every generating endpoint does: lower a body, generate, fold the events to one reply or to a stream."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+from gateway.api.body import Fields, read_json
+from gateway.api.reply import Scope, Send, json_text, send_events, send_json, server_timing
+from gateway.generate import Gateway
+from gateway.http_loop import HttpLoop, Receive
+from gateway.model import Model
+from gateway.types import Event, Finished, RequestRecord, Shape, Text, Usage
+
+
+class Answer(ABC):
+    """The folds of one answer. What differs between endpoints is how a choice looks."""
+
+    prefix: ClassVar[str]
+    """Of the answer's id."""
+    whole_kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    def __init__(self, model: Model, record: RequestRecord, shape: Shape, choices: int) -> None:
+        self._record = record
+        self._choices = choices
+        self._head = {
+            "id": f"{self.prefix}-{record.request_id}",
+            "created": int(time.time()),
+            "model": model.name,
+            "system_fingerprint": model.system_fingerprint,
+        }
+        self.shape = shape
+
+    @abstractmethod
+    def events(self) -> AsyncGenerator[Event]:
+        """What the model says, the choices numbered from 0."""
+
+    @abstractmethod
+    def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
+        """A choice of the one reply."""
+
+    @abstractmethod
+    def opening(self, index: int) -> str:
+        """The JSON of the choice that announces one in a stream, empty when nothing does."""
+
+    @abstractmethod
+    def chunk(self, event: Text) -> str:
+        """The JSON of a choice that brings more text."""
+
+    @abstractmethod
+    def last_chunk(self, event: Finished) -> str:
+        """The JSON of the choice that ends one."""
+
+    @abstractmethod
+    def note(self, event: Text) -> None:
+        """Called with each text of the one reply, for what is to be kept of it besides the text."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The one reply."""
+        texts: list[list[str]] = [[] for _ in range(self._choices)]
+        finish_reasons = [""] * self._choices
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                match event:
+                    case Text():
+                        texts[event.index].append(event.text)
+                        self.note(event)
+                    case Finished():
+                        finish_reasons[event.index] = event.finish_reason
+                    case Usage():
+                        usage = event
+        choices = [
+            self.whole_choice(index, "".join(texts[index]), finish_reasons[index]) for index in range(self._choices)
+        ]
+        return {**self._head, "object": self.whole_kind, "choices": choices, "usage": usage_body(usage)}
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """Server-sent events; each part is to go out in one write."""
+        head = f'data: {json_text({**self._head, "object": self.chunk_kind})[:-1]},"choices":['
+        tail = self._tail()
+        openings = [f"{head}{opening}{tail}" if (opening := self.opening(n)) else "" for n in range(self._choices)]
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                if self.shape.continuous_usage:
+                    tail = self._tail()
+                match event:
+                    case Text():
+                        yield f"{openings[event.index]}{head}{self.chunk(event)}{tail}".encode()
+                        openings[event.index] = ""
+                    case Finished():
+                        yield f"{openings[event.index]}{head}{self.last_chunk(event)}{tail}".encode()
+                        openings[event.index] = ""
+                    case Usage():
+                        yield self._end(head, event)
+                    case _:
+                        yield b": waiting\n\n"
+
+    def _tail(self) -> str:
+        """What stands behind the choices of each chunk."""
+        if self.shape.continuous_usage:
+            record = self._record
+            usage = Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+            return f'],"usage":{json_text(usage_body(usage))}}}\n\n'
+        return '],"usage":null}\n\n' if self.shape.include_usage else "]}\n\n"
+
+    def _end(self, head: str, usage: Usage) -> bytes:
+        timing = f": server-timing {server_timing(self._record)}\n\n" if self._record.wants_timing else ""
+        chunk = f'{head}],"usage":{json_text(usage_body(usage))}}}\n\n' if self.shape.include_usage else ""
+        return f"{timing}{chunk}data: [DONE]\n\n".encode()
+
+
+Lower = Callable[[Fields, Gateway, HttpLoop, RequestRecord], Answer]
+"""Makes the answer of a body; raises BadRequest with the path of what is wrong, or ModelNotFound."""
+
+
+class Endpoint:
+    """A generating endpoint, as an ASGI application."""
+
+    def __init__(self, gateway: Gateway, lower: Lower) -> None:
+        self._gateway = gateway
+        self._lower = lower
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop: HttpLoop = scope["state"]["loop"]
+        fields = await read_json(scope, receive, self._gateway)
+        answer = self._lower(fields, self._gateway, loop, scope["record"])
+        async with loop.answering(receive):
+            if answer.shape.stream:
+                await send_events(scope, send, answer.stream())
+            else:
+                await send_json(scope, send, await answer.whole())
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
