@@ -131,6 +131,23 @@ def word_piece() -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def byte_level_with_odd_tokens() -> tokenizers.Tokenizer:
+    """Added tokens in letters that stand for bytes elsewhere, and in letters that do not."""
+    tokenizer = tokenizers.Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("é", "Ġ", "naïve 🦊", "Ġé網")])
+    tokenizer.add_special_tokens([AddedToken("<|é|>", normalized=False)])
+    return tokenizer
+
+
+def test_odd_added_tokens_give_the_full_decode() -> None:
+    tokenizer = byte_level_with_odd_tokens()
+    table = Tokenizer(tokenizer).table
+    assert table.pieces is not None
+    odd = list(range(VOCAB_SIZE, tokenizer.get_vocab_size()))
+    for token_ids in [*([each] for each in odd), odd, odd + ids_of("a🦊") + odd[::-1]]:
+        assert run(table, [[token_id] for token_id in token_ids]) == tokenizer.decode(token_ids)
+
+
 def byte_tokens() -> list[AddedToken]:
     return [AddedToken(f"<0x{byte:02X}>", special=False, normalized=False) for byte in range(256)]
 

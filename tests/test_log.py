@@ -1,0 +1,53 @@
+"""Log lines: for people, or one JSON object each."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from gateway import log
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The gateway's logger as it was, afterwards."""
+    before = (log.logger.handlers[:], log.logger.propagate, log.logger.level)
+    yield
+    log.logger.handlers[:], log.logger.propagate = before[:2]
+    log.logger.setLevel(before[2])
+
+
+@pytest.mark.usefixtures("restored")
+def test_json_lines_have_time_level_message_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("json", "info")
+    log.event(logging.WARNING, 'two\nlines and "quotes" é', id="x", empty="", zero=0)
+    log.event(logging.DEBUG, "not shown")
+
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert entry.pop("time").endswith("Z")
+    assert entry == {"level": "WARNING", "message": 'two\nlines and "quotes" é', "id": "x", "zero": 0}
+
+
+@pytest.mark.usefixtures("restored")
+def test_lines_for_people_have_the_fields_behind_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("human", "debug")
+    log.event(logging.INFO, "worker is ready", model="demo", reason="")
+
+    assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    worker is ready model=demo\n"
+
+
+@pytest.mark.parametrize("log_format", ["json", "human"])
+@pytest.mark.usefixtures("restored")
+def test_an_exception_is_told_with_its_traceback(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    log.configure(log_format, "info")
+    try:
+        raise ValueError("deep down")
+    except ValueError:
+        log.logger.exception("it failed")
+
+    output = capsys.readouterr().err
+    assert "ValueError: deep down" in output and "Traceback" in output
+    if log_format == "json":
+        assert json.loads(output)["message"] == "it failed"
