@@ -1,0 +1,29 @@
+"""An executor that can do all that an engine may and says what a test tells it to, and its gateway."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine_adapters.base import FEATURES
+from tests.executor import FakeExecutor, demo_info
+from tests.processes import Gateway
+
+
+@pytest.fixture(scope="session")
+def all_able_executor() -> Iterator[FakeExecutor]:
+    with FakeExecutor(info=demo_info(features=sorted(FEATURES))) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def able_gateway(all_able_executor: FakeExecutor) -> Iterator[Gateway]:
+    with Gateway("--connect-seconds", "2", workers=[all_able_executor.url]) as gateway:
+        yield gateway.wait_until_ready()
+
+
+@pytest.fixture
+def able_executor(all_able_executor: FakeExecutor, able_gateway: Gateway) -> FakeExecutor:
+    """`able_gateway` is its gateway, connected."""
+    all_able_executor.start_anew()
+    able_gateway.wait_until_ready()
+    return all_able_executor
