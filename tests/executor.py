@@ -192,3 +192,10 @@ def frame_of(
 
 def end_of(submit: messages.Submit, reason: FinishReason = FinishReason.STOP, **fields: Any) -> messages.Finished:
     return messages.Finished(stream_id=submit.stream_id, reason=reason.value, **fields)
+
+
+def flood(executor: FakeExecutor, submit: messages.Submit) -> None:
+    """Say more than the buffers between the gateway and its client hold."""
+    token_ids = ids_of(" contiguous") * 10_000
+    for _ in range(100):
+        executor.say(submit, *token_ids)

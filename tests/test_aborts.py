@@ -8,7 +8,8 @@ import pytest
 
 from engine_adapters.base import FinishReason
 from tests import chat
-from tests.executor import FakeExecutor
+from tests.demo_model import ids_of
+from tests.executor import FakeExecutor, flood
 from tests.processes import Gateway, Simulator, eventually, wait_until_idle
 
 LONG_PROMPT = "word " * 2500
@@ -118,15 +119,22 @@ def test_other_streams_do_not_notice_that_one_client_leaves(
     wait_until_idle(slow_gateway)
 
 
-def test_a_client_that_does_not_read_holds_nobody_up() -> None:
-    with Simulator("--output", "random", "--speed", "0") as simulator, Gateway(workers=[simulator.url]) as fast:
-        fast.wait_until_ready()
-        with chat.sent(fast, stream=True):
-            eventually(lambda: fast.metric("gateway_worker_running") == 1)
+def test_a_client_that_does_not_read_holds_nobody_up(executor: FakeExecutor, acted_gateway: Gateway) -> None:
+    executor.greeting = "Hi"
+    with chat.sent(acted_gateway, stream=True):
+        silent = executor.next_submit()
+        flood(executor, silent)
 
-            for _ in range(20):
-                assert chat.complete(fast, max_tokens=20)["usage"]["completion_tokens"] == 20
-        wait_until_idle(fast)
+        with chat.opened(acted_gateway) as events:
+            submit = executor.next_submit()
+            assert chat.first_text(events) == "Hi"
+            executor.say(submit, *ids_of(" there"))
+            assert chat.first_text(events) == " there"
+            executor.finish(submit)
+
+    assert executor.next_abort() == silent.stream_id
+    executor.finish(silent, FinishReason.ABORTED)
+    wait_until_idle(acted_gateway)
 
 
 def test_tokens_that_were_under_way_when_the_client_left_are_no_fault(

@@ -112,3 +112,12 @@ def test_every_field_is_an_option_with_help() -> None:
         assert action.option_strings == [f"--{name.replace('_', '-')}"]
         assert action.help and action.help is not argparse.SUPPRESS
         assert action.metavar or action.nargs == 0
+
+
+@pytest.mark.parametrize("arguments", [("--prot", "1"), ("serve",), ("--port",), ("--work", "x")])
+def test_what_is_no_option_is_a_usage_error(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        loaded(*arguments)
+
+    assert caught.value.code == 2
+    assert "usage: python3.13t -m gateway" in capsys.readouterr().err

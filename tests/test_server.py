@@ -1,6 +1,5 @@
 """The process from its start to its end: ports, signals, the grace period, dead clients."""
 
-import json
 import signal
 import socket
 import subprocess
@@ -12,11 +11,12 @@ import psutil
 import pytest
 
 from engine_adapters.base import FinishReason
+from gateway import command
 from gateway.config import Config
 from gateway.server import StartError, listen
 from tests import chat
 from tests.demo_model import ids_of
-from tests.executor import FakeExecutor
+from tests.executor import FakeExecutor, flood
 from tests.processes import GIL_ARGUMENTS, ROOT, Gateway, Simulator, environment, eventually, wait_until_idle
 
 
@@ -248,29 +248,28 @@ BAD_STARTS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_STARTS.values(), ids=BAD_STARTS)
-def test_what_cannot_be_used_is_named_and_ends_the_start(arguments: list[str], message: str) -> None:
-    result = failed_start(*arguments)
+def test_what_cannot_be_used_is_named_and_ends_the_start(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert command.main([*GIL_ARGUMENTS, *arguments]) == 2
 
-    assert result.returncode == 2
-    assert result.stderr.startswith("gateway: ")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    output = capsys.readouterr().err
+    assert output.startswith("gateway: ")
+    assert message in output
 
 
 def test_a_client_that_stops_reading_is_cut() -> None:
     with (
-        Simulator("--output", "random", "--speed", "0") as simulator,
-        Gateway("--dead-client-seconds", "1", workers=[simulator.url]) as gateway,
+        FakeExecutor("Hi") as executor,
+        Gateway("--dead-client-seconds", "1", workers=[executor.url]) as gateway,
     ):
         gateway.wait_until_ready()
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", gateway.port))
-            body = json.dumps(chat.body(stream=True)).encode()
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-            client.sendall(head.encode() + body)
-            eventually(lambda: gateway.metric("gateway_active_requests") == 1)
+        with chat.sent(gateway, stream=True):
+            submit = executor.next_submit()
+            flood(executor, submit)
 
+            assert executor.next_abort() == submit.stream_id
+            executor.finish(submit, FinishReason.ABORTED)
             wait_until_idle(gateway)
 
 

@@ -4,7 +4,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -28,20 +27,29 @@ def free_port() -> int:
         return port
 
 
-@contextmanager
-def two_workers(greeting: str = "") -> Iterator[tuple[Gateway, dict[str, FakeExecutor]]]:
-    """A gateway with two fakes, by their worker names; both ready."""
-    with FakeExecutor(greeting) as one, FakeExecutor(greeting) as two:
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Gateway, list[FakeExecutor]]]:
+    with FakeExecutor() as one, FakeExecutor() as two:
         with Gateway("--connect-seconds", "1", workers=[one.url, two.url]) as gateway:
-            eventually(lambda: gateway.worker_states() == ["ready", "ready"])
-            yield gateway, {one.url: one, two.url: two}
+            yield gateway, [one, two]
 
 
-def one_that_got_it(executors: list[FakeExecutor]) -> tuple[FakeExecutor, messages.Submit]:
-    """The executor that has the next request, and the request."""
+@pytest.fixture
+def two_workers(pair: tuple[Gateway, list[FakeExecutor]]) -> tuple[Gateway, list[FakeExecutor]]:
+    """A gateway with two fakes, both ready."""
+    gateway, executors = pair
+    for executor in executors:
+        executor.start_anew()
+    eventually(lambda: gateway.worker_states() == ["ready", "ready"])
+    return pair
+
+
+def one_that_got_it(executors: list[FakeExecutor]) -> tuple[FakeExecutor, messages.Submit, FakeExecutor]:
+    """The executor that has the next request, the request, and the other executor."""
     chosen = eventually(lambda: next((each for each in executors if not each.submits.empty()), None))
     assert chosen is not None
-    return chosen, chosen.next_submit()
+    (other,) = [each for each in executors if each is not chosen]
+    return chosen, chosen.next_submit(), other
 
 
 def answer(executor: FakeExecutor, submit: messages.Submit, text: str) -> None:
@@ -115,70 +123,77 @@ def test_a_worker_killed_in_the_middle_of_a_stream_ends_it_with_an_error() -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_whose_worker_goes_before_the_first_token_is_answered_by_another(
-    background: ThreadPoolExecutor, stream: bool
+    two_workers: tuple[Gateway, list[FakeExecutor]], background: ThreadPoolExecutor, stream: bool
 ) -> None:
-    with two_workers() as (gateway, executors):
-        response = background.submit(gateway.client.post, PATH, json=chat.body(stream=stream))
-        first, _ = one_that_got_it([*executors.values()])
-        (second,) = [each for each in executors.values() if each is not first]
+    gateway, executors = two_workers
+    retries = gateway.metric("gateway_retries_total")
+    response = background.submit(gateway.client.post, PATH, json=chat.body(stream=stream))
+    first, _, second = one_that_got_it(executors)
 
-        first.drop()
-        answer(second, second.next_submit(), "All is well.")
+    first.drop()
+    answer(second, second.next_submit(), "All is well.")
 
-        if stream:
-            events = list(chat.events_of(response.result()))
-            assert events.pop() == chat.DONE
-            assert chat.text_of(events) == "All is well."
-        else:
-            assert text_of(response.result()) == "All is well."
-        assert gateway.metric("gateway_retries_total") == 1
+    if stream:
+        events = list(chat.events_of(response.result()))
+        assert events.pop() == chat.DONE
+        assert chat.text_of(events) == "All is well."
+    else:
+        assert text_of(response.result()) == "All is well."
+    assert gateway.metric("gateway_retries_total") == retries + 1
 
 
-def test_an_engine_that_fails_early_and_may_be_replaced_is_replaced(background: ThreadPoolExecutor) -> None:
-    with two_workers() as (gateway, executors):
-        response = background.submit(gateway.client.post, PATH, json=chat.body())
-        first, submit = one_that_got_it([*executors.values()])
-        (second,) = [each for each in executors.values() if each is not first]
+def test_an_engine_that_fails_early_and_may_be_replaced_is_replaced(
+    two_workers: tuple[Gateway, list[FakeExecutor]], background: ThreadPoolExecutor
+) -> None:
+    gateway, executors = two_workers
+    response = background.submit(gateway.client.post, PATH, json=chat.body())
+    first, submit, second = one_that_got_it(executors)
 
+    first.finish(submit, FinishReason.ERROR, error="no memory", retryable=True)
+    answer(second, second.next_submit(), "I have some.")
+
+    assert text_of(response.result()) == "I have some."
+
+
+def test_a_request_is_tried_three_times_at_most(
+    executor: FakeExecutor, acted_gateway: Gateway, background: ThreadPoolExecutor
+) -> None:
+    response = background.submit(acted_gateway.client.post, PATH, json=chat.body())
+
+    for number in range(3):
+        executor.finish(executor.next_submit(), FinishReason.ERROR, error=f"failure {number}", retryable=True)
+
+    assert response.result().status_code == 502
+    assert response.result().json()["error"]["message"] == "failure 2"
+    assert executor.submits.empty()
+
+
+def test_a_request_that_failed_after_its_first_token_is_not_tried_again(
+    two_workers: tuple[Gateway, list[FakeExecutor]],
+) -> None:
+    gateway, executors = two_workers
+    for executor in executors:
+        executor.greeting = "Hi"
+    with chat.opened(gateway) as events:
+        first, submit, second = one_that_got_it(executors)
         first.finish(submit, FinishReason.ERROR, error="no memory", retryable=True)
-        answer(second, second.next_submit(), "I have some.")
+        *_, last = events
 
-        assert text_of(response.result()) == "I have some."
-
-
-def test_a_request_is_tried_three_times_at_most(background: ThreadPoolExecutor) -> None:
-    with FakeExecutor() as executor, Gateway(workers=[executor.url]) as gateway:
-        gateway.wait_until_ready()
-        response = background.submit(gateway.client.post, PATH, json=chat.body())
-
-        for number in range(3):
-            executor.finish(executor.next_submit(), FinishReason.ERROR, error=f"failure {number}", retryable=True)
-
-        assert response.result().status_code == 502
-        assert response.result().json()["error"]["message"] == "failure 2"
-        assert executor.submits.empty()
+    assert last["error"]["message"] == "no memory"
+    assert first.submits.empty() and second.submits.empty()
 
 
-def test_a_request_that_failed_after_its_first_token_is_not_tried_again() -> None:
-    with two_workers("Hi") as (gateway, executors):
-        with chat.opened(gateway) as events:
-            first, submit = one_that_got_it([*executors.values()])
-            first.finish(submit, FinishReason.ERROR, error="no memory", retryable=True)
-            *_, last = events
+def test_two_workers_share_the_requests(
+    two_workers: tuple[Gateway, list[FakeExecutor]], background: ThreadPoolExecutor
+) -> None:
+    gateway, executors = two_workers
+    responses = [background.submit(gateway.client.post, PATH, json=chat.body()) for _ in range(8)]
 
-        assert last["error"]["message"] == "no memory"
-        assert all(each.submits.empty() for each in executors.values())
-
-
-def test_two_workers_share_the_requests(background: ThreadPoolExecutor) -> None:
-    with two_workers() as (gateway, executors):
-        responses = [background.submit(gateway.client.post, PATH, json=chat.body()) for _ in range(8)]
-
-        eventually(lambda: [executor.submits.qsize() for executor in executors.values()] == [4, 4])
-        for executor in executors.values():
-            for _ in range(4):
-                executor.finish(executor.next_submit())
-        assert all(response.result().status_code == 200 for response in responses)
+    eventually(lambda: [executor.submits.qsize() for executor in executors] == [4, 4])
+    for executor in executors:
+        for _ in range(4):
+            executor.finish(executor.next_submit())
+    assert all(response.result().status_code == 200 for response in responses)
 
 
 def test_a_worker_gets_requests_by_its_weight(background: ThreadPoolExecutor) -> None:
