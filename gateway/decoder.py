@@ -1,10 +1,12 @@
 """One answer's tokens to events: detokenize, look for stop strings, say how it ended."""
 
-from engine_adapters.base import Finish, FinishReason, Logprobs
+from collections.abc import Sequence
+
+from engine_adapters.base import Finish, FinishReason
 from gateway.errors import BadRequest, EngineFailed
 from gateway.parsers.stop import StopScanner
 from gateway.tokenizer import DetokenizerTable
-from gateway.types import Finished, OutputOptions, Text
+from gateway.types import Finished, OutputOptions
 
 FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
@@ -33,7 +35,7 @@ class AnswerDecoder:
         """What the engine counted, which includes a matched stop token; our own count while it has not said."""
         return self.finish.completion_tokens if self.finish and self.finish.completion_tokens else self.tokens
 
-    def feed(self, token_ids: list[int], finish: Finish | None) -> str:
+    def feed(self, token_ids: Sequence[int], finish: Finish | None) -> str:
         """The text that is certain now, all that is left when `finish` says that nothing follows.
 
         Sets `finished` when the answer has ended; raises BadRequest or EngineFailed if `finish` says so.
@@ -49,10 +51,6 @@ class AnswerDecoder:
             self.finished = Finished(self._index, finish_reason(finish), finish.matched_stop)
         return text
 
-    def text(self, text: str, token_ids: list[int], logprobs: list[Logprobs]) -> Text:
-        """The event for what `feed` returned, with logprobs if there are any."""
-        return Text(self._index, text, token_ids, joined(logprobs)) if logprobs else Text(self._index, text)
-
     def _end(self, finish: Finish) -> str:
         rest = self._detokenizer.flush()
         if self._options.include_stop and finish.matched_stop is not None:
@@ -67,12 +65,3 @@ def finish_reason(finish: Finish) -> str:
     if finish.reason not in FINISH_REASONS:
         raise EngineFailed(finish.error or "the engine aborted the request")
     return FINISH_REASONS[finish.reason]
-
-
-def joined(logprobs: list[Logprobs]) -> Logprobs:
-    if len(logprobs) == 1:
-        return logprobs[0]
-    return Logprobs(
-        [value for each in logprobs for value in each.logprobs],
-        [alternatives for each in logprobs for alternatives in each.alternatives],
-    )

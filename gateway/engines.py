@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,23 +54,21 @@ class Choice:
 type Batch = list[Delivery[Choice]]
 
 
-@dataclass(slots=True)
-class Part:
-    """All that came for one choice since it was last asked; `finish` is the end, if this is it."""
-
-    index: int
-    token_ids: list[int]
-    finish: Finish | None
-    logprobs: list[Logprobs]
+type Take = Callable[[int, Sequence[int], Finish | None, Logprobs | None], bool]
+"""Takes (choice, new token ids, the end if this is it, logprobs); False asks for a pause."""
 
 
 class Stream:
-    """One request's tokens on their way from the engine thread to its HTTP loop. They are buffered without a bound of
-    our own: an engine sends no more than the request's max_tokens."""
+    """One request's tokens on their way from the engine thread to its HTTP loop.
+
+    While a `pump` runs, deliveries go straight to its `take`, on the loop and at once: no task wakes up for a token.
+    In between they gather here, without a bound of our own: an engine sends no more than the request's max_tokens.
+    """
 
     __slots__ = (
+        "_gathered",
         "_is_quiet",
-        "_parts",
+        "_take",
         "_timer",
         "_unfinished",
         "_waiter",
@@ -91,57 +89,83 @@ class Stream:
         self.progressed_at = time.monotonic()
         self.stalled = False
         self._unfinished = set(range(n))
-        self._parts: dict[int, Part] = {}
-        self._waiter: asyncio.Future[None] | None = None
+        self._gathered: dict[int, tuple[list[int], Finish | None, Logprobs | None]] = {}
+        self._take: Take | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._is_quiet = True
-        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._tick)
+        self._timer = mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
 
     @property
     def unfinished(self) -> list[Choice]:
         """The choices whose end has not arrived here."""
         return [self.choices[index] for index in self._unfinished]
 
+    async def pump(self, take: Take) -> bool:
+        """Have `take` called with all that comes until it asks for a pause; what it raises is raised here.
+
+        False when it is only that nothing has come for a while.
+        """
+        waiter = self._waiter = asyncio.Future(loop=self.mailbox.loop)
+        self._take = take
+        while self._gathered and self._take is not None:
+            index = next(iter(self._gathered))
+            self._hand_over(index, *self._gathered.pop(index))
+        try:
+            return await waiter
+        finally:
+            self._take = self._waiter = None
+
     def deliver(self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> None:
         """Called on the stream's loop; what comes after a choice's end is ignored."""
         if index not in self._unfinished:
             return
-        part = self._parts.get(index)
-        if part is None:
-            part = self._parts[index] = Part(index, list(token_ids), finish, [])
-        else:
-            part.token_ids.extend(token_ids)
-            part.finish = finish
-        if logprobs is not None:
-            part.logprobs.append(logprobs)
         if finish is not None:
             self._unfinished.discard(index)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self) -> Collection[Part]:
-        """All that came since the last call, one part a choice; waits until something has, or for too long."""
-        if not self._parts:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
-        self._is_quiet = False
-        parts, self._parts = self._parts, {}
-        return parts.values()
+        if self._take is not None:
+            self._hand_over(index, token_ids, finish, logprobs)
+        elif index in self._gathered:
+            before, _, known = self._gathered[index]
+            self._gathered[index] = ([*before, *token_ids], finish, joined(known, logprobs))
+        else:
+            self._gathered[index] = (list(token_ids), finish, logprobs)
 
     def forget(self, index: int) -> None:
         """A choice nobody wants to hear of any more."""
         self._unfinished.discard(index)
-        self._parts.pop(index, None)
+        self._gathered.pop(index, None)
 
     def close(self) -> None:
         self._timer.cancel()
 
+    def _hand_over(
+        self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
+    ) -> None:
+        take, waiter = self._take, self._waiter
+        if take is None or waiter is None or waiter.done():
+            return  # cancelled just now: nobody is there to read it
+        self._is_quiet = False
+        try:
+            if take(index, token_ids, finish, logprobs):
+                return
+            waiter.set_result(True)
+        except Exception as error:  # it belongs to the request's task
+            waiter.set_exception(error)
+        self._take = None
+
     def _tick(self) -> None:
         # One timer a stream, set again when it fires: nothing is spent on it per token.
         if self._is_quiet and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._take = None
+            self._waiter.set_result(False)
         self._is_quiet = True
-        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._tick)
+        self._timer = self.mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
+
+
+def joined(first: Logprobs | None, then: Logprobs | None) -> Logprobs | None:
+    """The logprobs of two stretches of one choice."""
+    if first is None or then is None:
+        return first or then
+    return Logprobs([*first.logprobs, *then.logprobs], [*first.alternatives, *then.alternatives])
 
 
 def deliver_all(deliveries: Batch) -> None:

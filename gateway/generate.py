@@ -2,17 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from engine_adapters.base import EngineInfo, FinishReason, Submission
+from engine_adapters.base import EngineInfo, Finish, FinishReason, Logprobs, Submission
 from gateway.config import Config
 from gateway.decoder import AnswerDecoder
-from gateway.engines import EngineThread, Part, Stream
+from gateway.engines import EngineThread, Stream, Take
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
 from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
@@ -27,6 +27,7 @@ from gateway.types import (
     Input,
     Prompt,
     RequestRecord,
+    Text,
     TextInput,
     TokensInput,
     Usage,
@@ -59,35 +60,64 @@ class Gateway:
         return model
 
 
+class Output(Protocol):
+    """Where the events of an answer go."""
+
+    def put(self, event: Event) -> bool:
+        """Take an event; False asks for a `flush` before the next one."""
+
+    async def flush(self) -> None:
+        """Wait until more can be taken."""
+
+
 async def generate(
-    gateway: Gateway, loop: HttpLoop, request: GenerateRequest, record: RequestRecord
-) -> AsyncGenerator[Event]:
-    """What the model says, until it stops, is stopped, or the caller closes us; the last event is Usage."""
+    gateway: Gateway, loop: HttpLoop, request: GenerateRequest, record: RequestRecord, output: Output
+) -> None:
+    """Have `output` told what the model says, until it stops or is stopped; the last event is Usage."""
     model = gateway.model(request.model)
     prompt = await prepare(gateway, model, request, record)
     submission = submission_for(model, request, prompt)
     decoders = [AnswerDecoder(index, loop.tables[model.name], request.output) for index in range(request.n)]
-    unfinished = len(decoders)
     try:
         async with Attempts(gateway, loop, model, submission, record) as stream:
-            while unfinished:
-                parts = await stream.next()
-                for part in parts:
-                    decoder = decoders[part.index]
-                    text = decoder.feed(part.token_ids, part.finish)
-                    record.completion_tokens += len(part.token_ids)
-                    if text or part.logprobs:
-                        yield decoder.text(text, part.token_ids, part.logprobs)
-                    if decoder.finished is not None:
-                        unfinished -= 1
-                        stream.has_finished(part)
-                        yield decoder.finished
-                if not parts:
-                    yield Waiting()
+            answering = Answering(decoders, record, output, stream.drop)
+            while answering.unfinished:
+                if not await stream.pump(answering.take):
+                    output.put(Waiting())
+                await output.flush()
     finally:
         account(loop, record, decoders)
     first = decoders[0].finish
-    yield Usage(prompt.length, record.completion_tokens, record.cached_tokens, first.prompt_logprobs if first else None)
+    prompt_logprobs = first.prompt_logprobs if first else None
+    output.put(Usage(prompt.length, record.completion_tokens, record.cached_tokens, prompt_logprobs))
+
+
+class Answering:
+    """The path of every token: decoded and put out in one call. `drop(index)` is told of answers that end here."""
+
+    def __init__(
+        self, decoders: list[AnswerDecoder], record: RequestRecord, output: Output, drop: Callable[[int], None]
+    ) -> None:
+        self._decoders = decoders
+        self._record = record
+        self._output = output
+        self._drop = drop
+        self.unfinished = len(decoders)
+
+    def take(self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> bool:
+        """False when the output wants a flush or everything has ended; raises what `finish` says went wrong."""
+        decoder, put = self._decoders[index], self._output.put
+        text = decoder.feed(token_ids, finish)
+        self._record.completion_tokens += len(token_ids)
+        goes_on = True
+        if text or logprobs is not None:
+            goes_on = put(Text(index, text, token_ids, logprobs))
+        if decoder.finished is not None:
+            self.unfinished -= 1
+            if finish is None:
+                self._drop(index)
+            goes_on = put(decoder.finished) and goes_on and self.unfinished > 0
+        return goes_on
 
 
 def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]) -> None:
@@ -180,6 +210,7 @@ class Attempts:
         self._tried: set[Worker] = set()
         self._attempts = 0
         self._has_begun = False
+        self._must_retry = False
         self._lease: Lease | None = None
         self._stream: Stream | None = None
 
@@ -191,25 +222,35 @@ class Attempts:
     ) -> None:
         self._leave()
 
-    async def next(self) -> Collection[Part]:
-        """What came since the last call, nothing if for a while nothing did; raises Unavailable."""
+    async def pump(self, take: Take) -> bool:
+        """`Stream.pump` of the worker at hand; the first delivery comes with a pause behind it. Raises Unavailable."""
         while True:
             stream = self._stream or await self._start()
-            parts = await stream.next()
-            if self._has_begun or not parts:
-                return parts
-            if not failed_early(parts) or self._attempts >= ATTEMPTS:
-                self._has_begun = True
-                if any(part.token_ids for part in parts):
-                    self._record.first_token = time.monotonic()
-                return parts
+            if self._has_begun:
+                return await stream.pump(take)
+            self._must_retry = False
+            result = await stream.pump(partial(self._take_first, take))
+            if not self._must_retry:
+                return result
             self._try_another()
 
-    def has_finished(self, part: Part) -> None:
-        """An answer is complete: if that was our finding and not the engine's, the engine must stop."""
-        if part.finish is None and self._stream is not None and self._lease is not None:
-            self._lease.worker.session.stop([self._stream.choices[part.index]])
-            self._stream.forget(part.index)
+    def drop(self, index: int) -> None:
+        """An answer is complete before the engine knows it."""
+        if self._stream is not None and self._lease is not None:
+            self._lease.worker.session.stop([self._stream.choices[index]])
+            self._stream.forget(index)
+
+    def _take_first(
+        self, take: Take, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
+    ) -> bool:
+        if has_failed_early(token_ids, finish) and self._attempts < ATTEMPTS:
+            self._must_retry = True
+            return False
+        self._has_begun = True
+        if token_ids:
+            self._record.first_token = time.monotonic()
+        take(index, token_ids, finish, logprobs)
+        return False
 
     async def _start(self) -> Stream:
         self._attempts += 1
@@ -239,11 +280,9 @@ class Attempts:
         lease.release()
 
 
-def failed_early(parts: Iterable[Part]) -> bool:
-    """Whether the engine is at fault and nothing of an answer has been seen."""
-    if any(part.token_ids for part in parts):
-        return False
-    return any(part.finish.reason is FinishReason.ERROR and part.finish.retryable for part in parts if part.finish)
+def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
+    """Whether the engine is at fault before anything of an answer has been seen."""
+    return not token_ids and finish is not None and finish.reason is FinishReason.ERROR and finish.retryable
 
 
 PLAIN = Submission("", b"", 0)

@@ -20,6 +20,8 @@ from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+WRITE_NOW = "gateway.write_now"
+"""An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
 
 
 class HttpLoop:

@@ -22,6 +22,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
@@ -29,6 +30,7 @@ from hypercorn.typing import ASGISendEvent, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
 from gateway import log
+from gateway.http_loop import WRITE_NOW
 
 BACKLOG = 4096
 KEEP_ALIVE_SECONDS = 75
@@ -196,12 +198,26 @@ class ChunkedStream(HTTPStream):
     def __init__(self, writer: asyncio.StreamWriter, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._writer = writer
+        self._transport = writer.transport
         self._is_chunked = False
+
+    async def handle(self, event: StreamEvent) -> None:
+        await super().handle(event)
+        if isinstance(event, Request):
+            # Not too late: the application begins to run when this one waits for the next time.
+            self.scope["extensions"][WRITE_NOW] = self.write_now  # type: ignore[assignment]
+
+    def write_now(self, body: bytes) -> bool:
+        """Write a part of a chunked body, unless there is something to wait for."""
+        if not self._is_chunked or self.closed or self._transport.get_write_buffer_size():
+            return False
+        self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
         if self._is_chunked and message is not None and message.get("more_body"):
             body: bytes = message["body"]  # type: ignore[typeddict-item]  # only body messages have more_body
-            if body and not self.closed:
+            if body and not self.closed and not self.write_now(body):
                 self._writer.write(b"%x\r\n%b\r\n" % (len(body), body))
                 with contextlib.suppress(ConnectionError, RuntimeError):  # the reading side will tell
                     await self._writer.drain()

@@ -89,7 +89,7 @@ class Mailbox[Item]:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, handle: Callable[[Item], None]) -> None:
-        self._loop = loop
+        self.loop = loop
         self._handle = handle
         self._items: deque[Item] = deque()
         self._pending = False
@@ -100,10 +100,10 @@ class Mailbox[Item]:
         self._items.append(item)
         with self._lock:
             if self._pending:
-                return not self._loop.is_closed()
+                return not self.loop.is_closed()
             self._pending = True
         try:
-            self._loop.call_soon_threadsafe(self._drain)
+            self.loop.call_soon_threadsafe(self._drain)
         except RuntimeError:
             return False
         return True

@@ -1,6 +1,6 @@
 """The nouns that travel between the floors: what a client asks for, what a prompt became, what a model said."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ class Text:
 
     index: int
     text: str
-    token_ids: list[int] | None = None
+    token_ids: Sequence[int] = ()
     logprobs: Logprobs | None = None
 
 

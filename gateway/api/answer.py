@@ -2,13 +2,12 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gateway.api.body import Fields, read_json
-from gateway.api.reply import Scope, Send, json_text, send_events, send_json, server_timing
-from gateway.generate import Gateway
+from gateway.api.reply import EventWriter, Scope, Send, json_text, send_json, server_timing
+from gateway.generate import Gateway, Output
 from gateway.http_loop import HttpLoop, Receive
 from gateway.model import Model
 from gateway.types import Event, Finished, RequestRecord, Shape, Text, Usage
@@ -25,6 +24,8 @@ class Answer(ABC):
     def __init__(self, model: Model, record: RequestRecord, shape: Shape, choices: int) -> None:
         self._record = record
         self._choices = choices
+        self._unopened = set(range(choices))
+        self._chunk_head = self._chunk_tail = ""
         self._head = {
             "id": f"{self.prefix}-{record.request_id}",
             "created": int(time.time()),
@@ -34,8 +35,8 @@ class Answer(ABC):
         self.shape = shape
 
     @abstractmethod
-    def events(self) -> AsyncGenerator[Event]:
-        """What the model says, the choices numbered from 0."""
+    async def generate(self, output: Output) -> None:
+        """Have `output` told what the model says, the choices numbered from 0."""
 
     @abstractmethod
     def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
@@ -59,43 +60,41 @@ class Answer(ABC):
 
     async def whole(self) -> dict[str, Any]:
         """The one reply."""
-        texts: list[list[str]] = [[] for _ in range(self._choices)]
-        finish_reasons = [""] * self._choices
-        async with aclosing(self.events()) as events:
-            async for event in events:
-                match event:
-                    case Text():
-                        texts[event.index].append(event.text)
-                        self.note(event)
-                    case Finished():
-                        finish_reasons[event.index] = event.finish_reason
-                    case Usage():
-                        usage = event
+        collector = Collector(self._choices, self.note)
+        await self.generate(collector)
         choices = [
-            self.whole_choice(index, "".join(texts[index]), finish_reasons[index]) for index in range(self._choices)
+            self.whole_choice(index, "".join(collector.texts[index]), collector.finish_reasons[index])
+            for index in range(self._choices)
         ]
-        return {**self._head, "object": self.whole_kind, "choices": choices, "usage": usage_body(usage)}
+        return {**self._head, "object": self.whole_kind, "choices": choices, "usage": usage_body(collector.usage)}
 
-    async def stream(self) -> AsyncGenerator[bytes]:
-        """Server-sent events; each part is to go out in one write."""
-        head = f'data: {json_text({**self._head, "object": self.chunk_kind})[:-1]},"choices":['
-        tail = self._tail()
-        openings = [f"{head}{opening}{tail}" if (opening := self.opening(n)) else "" for n in range(self._choices)]
-        async with aclosing(self.events()) as events:
-            async for event in events:
-                if self.shape.continuous_usage:
-                    tail = self._tail()
-                match event:
-                    case Text():
-                        yield f"{openings[event.index]}{head}{self.chunk(event)}{tail}".encode()
-                        openings[event.index] = ""
-                    case Finished():
-                        yield f"{openings[event.index]}{head}{self.last_chunk(event)}{tail}".encode()
-                        openings[event.index] = ""
-                    case Usage():
-                        yield self._end(head, event)
-                    case _:
-                        yield b": waiting\n\n"
+    async def stream(self, scope: Scope, send: Send) -> None:
+        """Server-sent events."""
+        self._chunk_head = f'data: {json_text({**self._head, "object": self.chunk_kind})[:-1]},"choices":['
+        self._chunk_tail = self._tail()
+        writer = EventWriter(scope, send, self._parts_of)
+        await self.generate(writer)
+        await writer.end()
+
+    def _parts_of(self, event: Event) -> bytes:
+        """One or more server-sent events for one event."""
+        if self.shape.continuous_usage:
+            self._chunk_tail = self._tail()
+        match event:
+            case Text():
+                opening = self._opening(event.index) if event.index in self._unopened else ""
+                return f"{opening}{self._chunk_head}{self.chunk(event)}{self._chunk_tail}".encode()
+            case Finished():
+                opening = self._opening(event.index) if event.index in self._unopened else ""
+                return f"{opening}{self._chunk_head}{self.last_chunk(event)}{self._chunk_tail}".encode()
+            case Usage():
+                return self._end(event)
+        return b": waiting\n\n"
+
+    def _opening(self, index: int) -> str:
+        self._unopened.discard(index)
+        opening = self.opening(index)
+        return f"{self._chunk_head}{opening}{self._chunk_tail}" if opening else ""
 
     def _tail(self) -> str:
         """What stands behind the choices of each chunk."""
@@ -105,10 +104,35 @@ class Answer(ABC):
             return f'],"usage":{json_text(usage_body(usage))}}}\n\n'
         return '],"usage":null}\n\n' if self.shape.include_usage else "]}\n\n"
 
-    def _end(self, head: str, usage: Usage) -> bytes:
+    def _end(self, usage: Usage) -> bytes:
         timing = f": server-timing {server_timing(self._record)}\n\n" if self._record.wants_timing else ""
-        chunk = f'{head}],"usage":{json_text(usage_body(usage))}}}\n\n' if self.shape.include_usage else ""
+        body = json_text(usage_body(usage))
+        chunk = f'{self._chunk_head}],"usage":{body}}}\n\n' if self.shape.include_usage else ""
         return f"{timing}{chunk}data: [DONE]\n\n".encode()
+
+
+class Collector:
+    """An `Output` that keeps everything, for the one reply."""
+
+    def __init__(self, choices: int, note: Callable[[Text], None]) -> None:
+        self.texts: list[list[str]] = [[] for _ in range(choices)]
+        self.finish_reasons = [""] * choices
+        self.usage = Usage(0, 0, 0)
+        self._note = note
+
+    def put(self, event: Event) -> bool:
+        match event:
+            case Text():
+                self.texts[event.index].append(event.text)
+                self._note(event)
+            case Finished():
+                self.finish_reasons[event.index] = event.finish_reason
+            case Usage():
+                self.usage = event
+        return True
+
+    async def flush(self) -> None:
+        pass
 
 
 Lower = Callable[[Fields, Gateway, HttpLoop, RequestRecord], Answer]
@@ -128,7 +152,7 @@ class Endpoint:
         answer = self._lower(fields, self._gateway, loop, scope["record"])
         async with loop.answering(receive):
             if answer.shape.stream:
-                await send_events(scope, send, answer.stream())
+                await answer.stream(scope, send)
             else:
                 await send_json(scope, send, await answer.whole())
 

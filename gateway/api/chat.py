@@ -1,6 +1,5 @@
 """/v1/chat/completions: its body lowered, its choices as messages and deltas."""
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from gateway.api.answer import Answer
@@ -9,9 +8,9 @@ from gateway.api.logprobs import chat_logprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, read_request, read_shape, refuse_unfit
 from gateway.api.reply import json_text, quoted
 from gateway.errors import BadRequest
-from gateway.generate import Gateway, generate
+from gateway.generate import Gateway, Output, generate
 from gateway.http_loop import HttpLoop
-from gateway.types import ChatInput, Event, Finished, GenerateRequest, RequestRecord, Shape, Text
+from gateway.types import ChatInput, Finished, GenerateRequest, RequestRecord, Shape, Text
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 NOT_YET = ("tools", "functions", "tool_choice", "function_call", "audio", "web_search_options", "prediction")
@@ -84,8 +83,8 @@ class ChatAnswer(Answer):
         self._table = loop.tables[request.model]
         self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(request.n)]
 
-    def events(self) -> AsyncGenerator[Event]:
-        return generate(self._gateway, self._loop, self._request, self._record)
+    async def generate(self, output: Output) -> None:
+        await generate(self._gateway, self._loop, self._request, self._record, output)
 
     def note(self, event: Text) -> None:
         if event.logprobs is not None:

@@ -1,17 +1,16 @@
 """/v1/completions: prompts as text or token ids, one or many, each answered n times."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine_adapters.base import Logprobs
 from gateway.api.answer import Answer
 from gateway.api.body import Fields
 from gateway.api.logprobs import CompletionLogprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, column, read_request, read_shape, refuse_unfit
 from gateway.api.reply import json_text, quoted
-from gateway.generate import Gateway, generate, prepare
+from gateway.generate import Gateway, Output, generate, prepare
 from gateway.http_loop import HttpLoop
 from gateway.model import Model
 from gateway.types import (
@@ -104,10 +103,25 @@ class CompletionAnswer(Answer):
         self._logprobs: list[dict[str, list[Any]] | None] = [None] * choices
         self._prompt_logprobs: list[dict[str, list[Any]] | None] = [None] * choices
 
-    def events(self) -> AsyncGenerator[Event]:
+    async def generate(self, output: Output) -> None:
+        """All prompts at once; the first that fails ends the others."""
         if len(self._jobs) == 1:
-            return self._events_of(self._jobs[0], self._record)
-        return self._merged()
+            await self._generate_one(self._jobs[0], self._record, output)
+            return
+        records = [RequestRecord(job.request.request_id, self._record.received) for job in self._jobs]
+        total = Total(output, self._record, records, self.shape.continuous_usage)
+        tasks = [
+            asyncio.create_task(self._generate_one(job, record, total))
+            for job, record in zip(self._jobs, records, strict=True)
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            total.sum_up()
+        output.put(total.usage)
 
     def note(self, event: Text) -> None:
         self._logprobs[event.index] = joined(self._logprobs[event.index], self._logprobs_of(event))
@@ -127,28 +141,27 @@ class CompletionAnswer(Answer):
         return CHUNK % (event.index, '""', "null", quoted(event.finish_reason))
 
     def _logprobs_of(self, event: Text) -> dict[str, list[Any]] | None:
-        if event.logprobs is None or event.token_ids is None:
+        if event.logprobs is None:
             return None
         return self._counters[event.index].of(event.token_ids, event.logprobs)
 
-    async def _events_of(self, job: Job, record: RequestRecord) -> AsyncGenerator[Event]:
-        """One prompt's events with the numbers of its choices; with `echo`, they begin with the prompt."""
+    async def _generate_one(self, job: Job, record: RequestRecord, output: Output) -> None:
+        """One prompt's answers, under the numbers of its choices; with `echo`, they begin with the prompt."""
         request = job.request
         if job.echo:
             request, text = await self._echo(request, record)
-            for index in range(request.n):
-                self._counters[job.first_index + index].skip(text)
-                yield Text(job.first_index + index, text)
-        async with aclosing(generate(self._gateway, self._loop, request, record)) as events:
-            async for event in events:
-                if isinstance(event, Text | Finished):
-                    event.index += job.first_index
-                elif isinstance(event, Usage) and event.prompt_logprobs and isinstance(request.input, TokensInput):
-                    token_ids = list(memoryview(request.input.token_ids).cast("I"))
-                    logprobs = CompletionLogprobs(self._table).of(token_ids, event.prompt_logprobs, is_prompt=True)
-                    for index in range(request.n):
-                        self._prompt_logprobs[job.first_index + index] = logprobs
-                yield event
+            for index in range(job.first_index, job.first_index + request.n):
+                self._counters[index].skip(text)
+                output.put(Text(index, text))
+        await generate(self._gateway, self._loop, request, record, Numbered(self, job, request, output))
+
+    def note_prompt(self, job: Job, request: GenerateRequest, logprobs: Logprobs) -> None:
+        """The logprobs of a prompt that was echoed."""
+        if isinstance(request.input, TokensInput):
+            token_ids = memoryview(request.input.token_ids).cast("I").tolist()
+            of_prompt = CompletionLogprobs(self._table).of(token_ids, logprobs, is_prompt=True)
+            for index in range(job.first_index, job.first_index + request.n):
+                self._prompt_logprobs[index] = of_prompt
 
     async def _echo(self, request: GenerateRequest, record: RequestRecord) -> tuple[GenerateRequest, str]:
         """The request with its prompt as the tokens it will be, and these as text."""
@@ -157,56 +170,66 @@ class CompletionAnswer(Answer):
         text = model.tokenizer.decode(list(memoryview(prompt.token_ids).cast("I")), skip_special_tokens=False)
         return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
 
-    async def _merged(self) -> AsyncGenerator[Event]:
-        """All jobs at once; the first that fails ends the others."""
-        queue: asyncio.Queue[Event | Exception] = asyncio.Queue(maxsize=64)
-        records = [RequestRecord(job.request.request_id, self._record.received) for job in self._jobs]
-        tasks = [
-            asyncio.create_task(self._forward(job, record, queue))
-            for job, record in zip(self._jobs, records, strict=True)
-        ]
-        try:
-            running, total = len(tasks), Usage(0, 0, 0)
-            while running:
-                event = await queue.get()
-                if isinstance(event, Exception):
-                    raise event
-                if isinstance(event, Usage):
-                    running -= 1
-                    total.prompt_tokens += event.prompt_tokens
-                    total.completion_tokens += event.completion_tokens
-                    total.cached_tokens += event.cached_tokens
-                else:
-                    yield event
-                sum_up(self._record, records)
-            yield total
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            sum_up(self._record, records)
 
-    async def _forward(self, job: Job, record: RequestRecord, queue: asyncio.Queue[Event | Exception]) -> None:
-        try:
-            async with aclosing(self._events_of(job, record)) as events:
-                async for event in events:
-                    await queue.put(event)
-        except Exception as error:  # it belongs to the request's task, which raises it
-            await queue.put(error)
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """An `Output` for one of several prompts: gives its choices their numbers in the whole request."""
+
+    answer: CompletionAnswer
+    job: Job
+    request: GenerateRequest
+    output: Output
+
+    def put(self, event: Event) -> bool:
+        if isinstance(event, Text | Finished):
+            event.index += self.job.first_index
+        elif isinstance(event, Usage) and event.prompt_logprobs is not None:
+            self.answer.note_prompt(self.job, self.request, event.prompt_logprobs)
+        return self.output.put(event)
+
+    async def flush(self) -> None:
+        await self.output.flush()
+
+
+class Total:
+    """An `Output` that passes everything on but the prompts' usages, which it adds up.
+
+    The record of the whole request follows with every event if it `is_live`, else at the end.
+    """
+
+    def __init__(self, output: Output, record: RequestRecord, records: list[RequestRecord], is_live: bool) -> None:
+        self._output = output
+        self._record = record
+        self._records = records
+        self._is_live = is_live
+        self.usage = Usage(0, 0, 0)
+
+    def put(self, event: Event) -> bool:
+        if isinstance(event, Usage):
+            self.usage.prompt_tokens += event.prompt_tokens
+            self.usage.completion_tokens += event.completion_tokens
+            self.usage.cached_tokens += event.cached_tokens
+            return True
+        if self._is_live:
+            self.sum_up()
+        return self._output.put(event)
+
+    async def flush(self) -> None:
+        await self._output.flush()
+
+    def sum_up(self) -> None:
+        """Make the record of the whole request say what its prompts took together."""
+        total, records = self._record, self._records
+        total.prompt_tokens = sum(record.prompt_tokens for record in records)
+        total.completion_tokens = sum(record.completion_tokens for record in records)
+        total.cached_tokens = sum(record.cached_tokens for record in records)
+        total.worker = ",".join(sorted({record.worker for record in records if record.worker}))
+        total.first_token = min((record.first_token for record in records if record.first_token), default=0.0)
+        for name in ("prepared", "routed", "last_token", "render_seconds", "tokenize_seconds", "queue_seconds"):
+            setattr(total, name, max(getattr(record, name) for record in records))
 
 
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
-
-
-def sum_up(total: RequestRecord, records: list[RequestRecord]) -> None:
-    """Make the record of the whole request say what its prompts took together."""
-    total.prompt_tokens = sum(record.prompt_tokens for record in records)
-    total.completion_tokens = sum(record.completion_tokens for record in records)
-    total.cached_tokens = sum(record.cached_tokens for record in records)
-    total.worker = ",".join(sorted({record.worker for record in records if record.worker}))
-    total.first_token = min((record.first_token for record in records if record.first_token), default=0.0)
-    for name in ("prepared", "routed", "last_token", "render_seconds", "tokenize_seconds", "queue_seconds"):
-        setattr(total, name, max(getattr(record, name) for record in records))
 
 
 def joined(first: dict[str, list[Any]] | None, then: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:

@@ -1,5 +1,6 @@
 """Logprobs in the two shapes OpenAI has for them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from engine_adapters.base import Logprobs
@@ -12,7 +13,7 @@ FLOOR = -9999.0
 
 def chat_logprobs(table: DetokenizerTable, event: Text) -> list[dict[str, Any]]:
     """`logprobs.content` of a chat answer for the tokens of one event; empty when it has none."""
-    if event.logprobs is None or event.token_ids is None:
+    if event.logprobs is None:
         return []
     return [
         chat_token(table, token_id, logprob)
@@ -39,7 +40,7 @@ class CompletionLogprobs:
         """Text without logprobs that stands before what comes next."""
         self._offset += len(text)
 
-    def of(self, token_ids: list[int], logprobs: Logprobs, is_prompt: bool = False) -> dict[str, list[Any]]:
+    def of(self, token_ids: Sequence[int], logprobs: Logprobs, is_prompt: bool = False) -> dict[str, list[Any]]:
         """For the next tokens; a prompt's first token has no logprob, since nothing comes before it."""
         tokens = [self._table.token_text(token_id) for token_id in token_ids]
         offsets = []

@@ -1,13 +1,14 @@
 """How answers are written: one JSON body, or server-sent events."""
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, MutableMapping
 from json.encoder import encode_basestring
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.types import RequestRecord
+from gateway.http_loop import WRITE_NOW
+from gateway.types import Event, RequestRecord
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -78,19 +79,41 @@ async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
         await send({"type": "http.response.body", "body": event_of(error.body())})
 
 
-async def send_events(scope: Scope, send: Send, parts: AsyncGenerator[bytes]) -> None:
-    """Stream `parts`, each one or more whole events.
+class EventWriter:
+    """An `Output` that streams: what `parts_of` makes of each event goes out in one write.
 
-    The response starts with the first part, so that what fails before it still gets its own status.
+    That happens at once where the server has a way to write without waiting, and nothing is waiting already; else what
+    has gathered goes out with the next `flush`. The response starts with the first part, so that what fails before it
+    still gets its own status.
     """
-    started = False
-    async with aclosing(parts):
-        async for part in parts:
-            if not started:
-                await _start(scope, send, list(EVENT_HEADERS))
-                scope["record"].is_streaming = started = True
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+
+    def __init__(self, scope: Scope, send: Send, parts_of: Callable[[Event], bytes]) -> None:
+        self._scope = scope
+        self._send = send
+        self._parts_of = parts_of
+        self._write_now: Callable[[bytes], bool] | None = scope["extensions"].get(WRITE_NOW)
+        self._unsent: list[bytes] = []
+        self._sending = asyncio.Lock()
+
+    def put(self, event: Event) -> bool:
+        part = self._parts_of(event)
+        if self._write_now is not None and not self._unsent and self._write_now(part):
+            return True
+        self._unsent.append(part)
+        return False
+
+    async def flush(self) -> None:
+        async with self._sending:  # several prompts of one request share a writer
+            if not self._scope["record"].is_streaming:
+                await _start(self._scope, self._send, list(EVENT_HEADERS))
+                self._scope["record"].is_streaming = True
+            parts, self._unsent = self._unsent, []
+            if parts:
+                await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+
+    async def end(self) -> None:
+        await self.flush()
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 async def _start(scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:

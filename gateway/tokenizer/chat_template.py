@@ -29,6 +29,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         self._template = environment.from_string(source)
+        # jinja2 leaves a ChainMap here, which it copies in Python for every rendering.
+        self._template.globals = dict(self._template.globals)
         self._special_tokens = special_tokens
 
     def render(
