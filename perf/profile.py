@@ -56,14 +56,13 @@ def main(arguments: Sequence[str]) -> None:
         total, unit = (request_cpu if options.what == "requests" else token_cpu)(options, switch, launcher)
         stacks = list(read_stacks(dump.read_text()))
     sys.stdout.write(f"{total:.1f} µs per {unit}; {len(stacks)} samples\n\n")
-    for name, rows in (("layer", map(layer_of, stacks)), ("function", map(function_of, stacks))):
-        counts = Counter(zip(map(thread_of, stacks), rows, strict=True)).most_common(options.top)
-        header = ("thread", name, "share", f"µs per {unit}")
-        body = [
+    for name, rows_of in TABLES:
+        counts = Counter((thread_of(stack), what) for stack in stacks for what in rows_of(stack))
+        rows = [
             [thread, what, f"{count / len(stacks):.1%}", f"{count / len(stacks) * total:.2f}"]
-            for (thread, what), count in counts
+            for (thread, what), count in counts.most_common(options.top)
         ]
-        sys.stdout.write(table(header, body) + "\n")
+        sys.stdout.write(table(("thread", name, "share", f"µs per {unit}"), rows) + "\n")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -117,16 +116,33 @@ def read_stacks(dump: str) -> Iterator[Stack]:
             yield stack
 
 
-def layer_of(stack: Stack) -> str:
-    return next((layer for path, function in stack if (layer := _find(LAYERS, path, function))), "other")
+def layer_of(stack: Stack) -> list[str]:
+    return [next((layer for path, function in stack if (layer := _find(LAYERS, path, function))), "other")]
 
 
 def thread_of(stack: Stack) -> str:
     return next((thread for path, function in reversed(stack) if (thread := _find(THREADS, path, function))), "other")
 
 
-def function_of(stack: Stack) -> str:
-    path, function = stack[0]
+def function_of(stack: Stack) -> list[str]:
+    return [_name(*stack[0])]
+
+
+def callers_of(stack: Stack) -> list[str]:
+    """Every function of ours on the stack, once."""
+    return list(
+        {_name(path, function) for path, function in stack if "/gateway/" in path or "/engine_adapters/" in path}
+    )
+
+
+TABLES = (
+    ("layer", layer_of),
+    ("function by itself", function_of),
+    ("function of ours with all it calls", callers_of),
+)
+
+
+def _name(path: str, function: str) -> str:
     return f"{'/'.join(Path(path).parts[-2:])} {function}"
 
 
