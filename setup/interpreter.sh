@@ -206,7 +206,11 @@ build_cpython() {
             --without-static-libpython OPT='-DNDEBUG -fwrapv -O3 -g0 -Wall'
         : >configured
     fi
-    make -j"$CORES"
+    # A machine that lost power may have left half an object file, which make would believe: start over after a failure.
+    if ! make -j"$CORES"; then
+        rm -rf "$WORK/cpython"
+        return 1
+    fi
     rm -rf "$WORK/installed"
     make altinstall DESTDIR="$WORK/installed" >/dev/null
     rm -rf "$WORK/installed$prefix"/lib/python3.13t/{idlelib,turtledemo}
