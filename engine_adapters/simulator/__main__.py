@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from engine_adapters.base import EngineInfo
+from engine_adapters.base import FEATURES, EngineInfo
 from engine_adapters.simulator.engine import SimulatedEngine
+from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.outputs import plan_maker
+from engine_adapters.simulator.rank import Capacity
 from engine_adapters.simulator.scheduler import Costs, Scheduler
 from engine_adapters.simulator.script import ScriptError
 from engine_adapters.step.server import StepServer
@@ -37,7 +39,7 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m engine_adapters.simulator",
         description="An executor without a GPU: continuous batching in simulated time over the step stream. "
-        "Prints one line of JSON with its address when it is ready.",
+        "Prints one line of JSON with its address when it is ready; SIGUSR1 makes it forget its prefix cache.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -47,15 +49,26 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--prefill-tps", type=positive, default=8000.0, help="prompt tokens read per second")
     add("--decode-base-ms", type=not_negative, default=6.0, help="fixed part of a decode step")
     add("--decode-per-request-ms", type=not_negative, default=0.35, help="part of a decode step for each request")
-    add("--max-running", type=int, default=256, help="requests in the batch; more of them wait")
+    add("--prefill-chunk", type=at_least_one, default=2048, help="prompt tokens read in one step, beside decoding")
+    add("--max-running", type=at_least_one, default=256, help="answers in a rank's batch; more of them wait")
+    add("--kv-tokens", type=at_least_one, default=524288, help="tokens that a rank's KV cache holds")
+    add("--block-size", type=at_least_one, default=16, help="tokens in a block of the KV cache")
+    add("--dp-size", type=at_least_one, default=1, help="data-parallel ranks, each with its own batch and KV cache")
     add("--output", default="text", metavar="KIND", help="what to answer: text, echo, random or script:FILE")
     add("--ignore-eos", action="store_true", help="no answer ends by itself, only by its limit")
     add("--speed", type=not_negative, default=1.0, help="2 is twice as fast; 0 answers without delay")
     add("--until-stdin-closes", action="store_true", help="end when standard input reaches its end")
     options = parser.parse_args(arguments)
-    if options.max_running < 1:
-        parser.error("--max-running must be at least 1")
+    if options.kv_tokens < options.block_size:
+        parser.error("--kv-tokens must be at least --block-size")
     return options
+
+
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
 
 
 def positive(text: str) -> float:
@@ -80,18 +93,29 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
         model=SHIPPED_NAME if folder.resolve() == SHIPPED_MODEL.resolve() else folder.resolve().name,
         vocab_size=tokenizer.vocab_size,
         context_length=read_context_length(folder) or DEFAULT_CONTEXT_LENGTH,
-        max_running=options.max_running,
+        max_running=options.max_running * options.dp_size,
         tokenizer_fingerprint=tokenizer.fingerprint(),
         eos_token_ids=eos_token_ids,
+        kv_block_size=options.block_size,
+        dp_size=options.dp_size,
+        features=FEATURES,
+    )
+    capacity = Capacity(
+        options.max_running,
+        info.context_length,
+        options.kv_tokens,
+        options.block_size,
+        options.prefill_chunk,
+        options.dp_size,
     )
     scheduler: Scheduler[Stream] = Scheduler(
         plan_for=plan_maker(options.output, tokenizer, eos_token_ids),
         costs=Costs(options.prefill_tps, options.decode_base_ms / 1000, options.decode_per_request_ms / 1000),
-        max_running=options.max_running,
-        context_length=info.context_length,
+        capacity=capacity,
         eos_token_ids=frozenset(eos_token_ids),
     )
-    return SimulatedEngine(info, scheduler, options.speed, options.ignore_eos)
+    logprobs = LogprobSource(sorted(tokenizer.tokens.keys() - tokenizer.added_ids))
+    return SimulatedEngine(info, scheduler, logprobs, speed=options.speed, ignore_eos=options.ignore_eos)
 
 
 async def serve(options: argparse.Namespace, engine: SimulatedEngine) -> None:
@@ -102,6 +126,7 @@ async def serve(options: argparse.Namespace, engine: SimulatedEngine) -> None:
     stepping = asyncio.create_task(engine.run(server))
     stepping.add_done_callback(lambda _: must_stop.set())
     listen_for_the_end(options.until_stdin_closes, must_stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.clear_cache)
     ready = {"address": f"{options.host}:{port}", "model": engine.info().model, "pid": os.getpid()}
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()

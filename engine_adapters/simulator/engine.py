@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine_adapters.base import EngineInfo, Finish, Load, Submission
+from engine_adapters.base import EngineInfo, Load, Submission
+from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.scheduler import Scheduler
-from engine_adapters.step.server import StepServer
+from engine_adapters.step.server import Output, StepServer
 from engine_adapters.step.session import Stream
 
 LARGEST_LAG = 0.05
@@ -60,9 +61,18 @@ class TokenMeter:
 class SimulatedEngine:
     """A `StepEngine`. With `ignore_eos` no stream ends on the model's end of sequence, whatever its request says."""
 
-    def __init__(self, info: EngineInfo, scheduler: Scheduler[Stream], speed: float, ignore_eos: bool) -> None:
+    def __init__(
+        self,
+        info: EngineInfo,
+        scheduler: Scheduler[Stream],
+        logprobs: LogprobSource,
+        *,
+        speed: float,
+        ignore_eos: bool,
+    ) -> None:
         self._info = info
         self._scheduler = scheduler
+        self._logprobs = logprobs
         self._clock = EngineClock(speed)
         self._ignore_eos = ignore_eos
         self._meter = TokenMeter()
@@ -76,21 +86,24 @@ class SimulatedEngine:
         return ""
 
     def load(self) -> Load:
+        ranks = [rank.load for rank in self._scheduler.ranks]
         return Load(
-            running=self._scheduler.running,
-            waiting=self._scheduler.waiting,
-            kv_tokens_used=self._scheduler.kv_tokens_used,
-            kv_tokens_total=self._info.max_running * self._info.context_length,
+            running=sum(rank.running for rank in ranks),
+            waiting=sum(rank.waiting for rank in ranks),
+            kv_tokens_used=sum(rank.kv_tokens_used for rank in ranks),
+            kv_tokens_total=sum(rank.kv_tokens_total for rank in ranks),
             tokens_per_second=self._meter.rate(),
+            ranks=tuple(ranks) if len(ranks) > 1 else (),
         )
 
     def submit(self, streams: Sequence[Stream], submission: Submission) -> None:
         if self._ignore_eos and not submission.ignore_eos:
             submission = replace(submission, ignore_eos=True)
-        for stream in streams:
-            refusal = self._scheduler.submit(stream, submission)
-            if refusal is not None:
-                self._emit([(stream, (), refusal)])
+        refusal = self._scheduler.submit(streams, submission)
+        if refusal is None:
+            self._logprobs.note(streams, submission)
+        else:
+            self._emit([(stream, (), refusal) for stream in streams])
         self._something_changed.set()
 
     def abort(self, stream: Stream) -> None:
@@ -98,6 +111,11 @@ class SimulatedEngine:
         if finish is not None:
             self._emit([(stream, (), finish)])
         self._something_changed.set()
+
+    def clear_cache(self) -> None:
+        """Forget what no stream uses of the prefix cache."""
+        self._scheduler.clear_cache()
+        self._emit([])
 
     async def run(self, server: StepServer) -> None:
         """Step for ever."""
@@ -115,9 +133,12 @@ class SimulatedEngine:
             if not self._clock.speed:
                 await server.frames_taken(FRAME_WAIT)
 
-    def _emit(self, outputs: "Sequence[tuple[Stream, Sequence[int], Finish | None]]") -> None:
-        if self._server is not None:
-            self._server.emit(self._scheduler.step, outputs)
+    def _emit(self, outputs: Sequence[Output]) -> None:
+        if self._server is None:
+            return
+        if events := self._scheduler.take_kv_events():
+            self._server.emit_kv_events(events)
+        self._server.emit(self._scheduler.step, *self._logprobs.judge(outputs))
 
     async def _rest(self, until: "float | None") -> None:
         """Wait for news, or until a delayed stream goes on."""

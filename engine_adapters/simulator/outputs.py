@@ -1,13 +1,19 @@
-"""What the simulator answers: readable text, the prompt itself, random ids, or what a script says."""
+"""What the simulator answers: readable text, the prompt itself, random ids, or what a script says.
+
+Of the sampling fields, temperature 0 and the seed choose the answer, and text and random output honour a logit_bias of
+-100 and below (the token never comes) and of 100 and above (no other comes); a weaker one, top_p, top_k, min_p and
+the penalties are accepted and change nothing.
+"""
 
 import hashlib
+import itertools
 import random
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine_adapters.base import Submission
-from engine_adapters.simulator.scheduler import Plan
+from engine_adapters.base import Sampling, Submission
+from engine_adapters.simulator.run import Plan
 from engine_adapters.simulator.script import read_script
 from engine_adapters.tokenizer_file import TokenizerFile
 
@@ -15,21 +21,27 @@ TEXTS = Path(__file__).parent / "texts"
 RANDOM_LENGTH = 4096
 """Random output begins again after this many ids."""
 
-PlanFor = Callable[[Submission], Plan]
+PlanFor = Callable[[Submission, int], Plan]
+"""(what was asked, the index of the answer) -> what this answer says"""
 
 
 class TextOutput:
-    """One of the shipped texts, chosen by the prompt (and the seed, unless the temperature is 0)."""
+    """One of the shipped texts, chosen by the prompt (and seed and index, unless the temperature is 0)."""
 
     def __init__(self, tokenizer: TokenizerFile, eos_token_ids: Sequence[int]) -> None:
         ending = one_by_one(eos_token_ids[:1])
+        self._eos_token_ids = frozenset(eos_token_ids)
         texts = [path.read_text(encoding="utf-8").strip() for path in sorted(TEXTS.glob("*.txt"))]
         self._endless = [one_by_one(tokenizer.ids_for_text(text + "\n\n")) for text in texts]
         self._ended = [one_by_one(tokenizer.ids_for_text(text)) + ending for text in texts]
 
-    def __call__(self, submission: Submission) -> Plan:
-        texts = self._endless if submission.ignore_eos else self._ended
-        return Plan(texts[prompt_hash(submission) % len(texts)], repeats=submission.ignore_eos)
+    def __call__(self, submission: Submission, index: int) -> Plan:
+        forced, banned = biases(submission.sampling)
+        if forced:
+            return Plan(one_by_one(forced), repeats=True)
+        is_endless = submission.ignore_eos or not banned.isdisjoint(self._eos_token_ids)
+        texts = self._endless if is_endless else self._ended
+        return Plan(without(banned, texts[answer_seed(submission, index) % len(texts)]), repeats=is_endless)
 
 
 class EchoOutput:
@@ -38,7 +50,7 @@ class EchoOutput:
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = eos_token_ids
 
-    def __call__(self, submission: Submission) -> Plan:
+    def __call__(self, submission: Submission, index: int) -> Plan:
         token_ids = array("I", submission.token_ids)
         if submission.ignore_eos:
             return Plan(one_by_one(token_ids), repeats=True)
@@ -52,22 +64,43 @@ class RandomOutput:
     def __init__(self, tokenizer: TokenizerFile) -> None:
         self._token_ids = sorted(tokenizer.tokens.keys() - tokenizer.added_ids)
 
-    def __call__(self, submission: Submission) -> Plan:
+    def __call__(self, submission: Submission, index: int) -> Plan:
+        forced, banned = biases(submission.sampling)
+        if forced:
+            return Plan(one_by_one(forced), repeats=True)
         length = min(submission.max_tokens, RANDOM_LENGTH)
-        drawn = random.Random(prompt_hash(submission)).choices(self._token_ids, k=length)
-        return Plan(one_by_one(drawn), repeats=True)
+        drawn = random.Random(answer_seed(submission, index)).choices(self._token_ids, k=length)
+        return Plan(without(banned, one_by_one(drawn)), repeats=True)
 
 
 def one_by_one(token_ids: Sequence[int]) -> list[tuple[int, ...]]:
     return [(token_id,) for token_id in token_ids]
 
 
-def prompt_hash(submission: Submission) -> int:
-    """The same number for the same prompt and seed, in any process; greedy requests have no seed."""
+def biases(sampling: Sampling) -> tuple[list[int], frozenset[int]]:
+    """(the one token that may come, if there is such a one; the tokens that never come)"""
+    forced = [token_id for token_id, bias in sampling.logit_bias if bias >= 100]
+    return forced[:1], frozenset(token_id for token_id, bias in sampling.logit_bias if bias <= -100)
+
+
+def without(banned: frozenset[int], steps: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+    """Steps of one token, without the banned ones; some other token when nothing is left."""
+    if not banned:
+        return steps
+    allowed = [step for step in steps if banned.isdisjoint(step)]
+    return allowed or one_by_one([next(token_id for token_id in itertools.count() if token_id not in banned)])
+
+
+def answer_seed(submission: Submission, index: int) -> int:
+    """The same number for the same prompt, seed and index, in any process; greedy answers differ in their prompts only.
+
+    One index after the other gives one number after the other.
+    """
     sampling = submission.sampling
-    seed = None if sampling.temperature == 0 else sampling.seed
-    salt = b"" if seed is None else seed.to_bytes(8, "little", signed=True)
-    return int.from_bytes(hashlib.blake2b(submission.token_ids, digest_size=8, salt=salt).digest(), "little")
+    is_greedy = sampling.temperature == 0
+    salt = b"" if is_greedy or sampling.seed is None else sampling.seed.to_bytes(8, "little", signed=True)
+    digest = hashlib.blake2b(submission.token_ids, digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest, "little") + (0 if is_greedy else index)
 
 
 def plan_maker(output: str, tokenizer: TokenizerFile, eos_token_ids: Sequence[int]) -> PlanFor:

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_adapters.base import FinishReason, Submission
-from engine_adapters.simulator.scheduler import Plan
+from engine_adapters.simulator.run import Plan
 from engine_adapters.tokenizer_file import TokenizerFile
 
 REASONS = {
@@ -79,23 +79,23 @@ class ScriptOutput:
     """Answers by the first rule that fits, otherwise as `otherwise` does."""
 
     def __init__(
-        self, rules: Sequence[Rule], tokenizer: TokenizerFile, otherwise: "Callable[[Submission], Plan]"
+        self, rules: Sequence[Rule], tokenizer: TokenizerFile, otherwise: "Callable[[Submission, int], Plan]"
     ) -> None:
         self._rules = rules
         self._tokenizer = tokenizer
         self._otherwise = otherwise
 
-    def __call__(self, submission: Submission) -> Plan:
+    def __call__(self, submission: Submission, index: int) -> Plan:
         token_ids = array("I", submission.token_ids)
         text = self._tokenizer.text_of(token_ids)
         for rule in self._rules:
             if rule.fits(token_ids, text):
                 return rule.plan_ignoring_eos if submission.ignore_eos else rule.plan
-        return self._otherwise(submission)
+        return self._otherwise(submission, index)
 
 
 def read_script(
-    path: Path, tokenizer: TokenizerFile, eos_token_ids: Sequence[int], otherwise: "Callable[[Submission], Plan]"
+    path: Path, tokenizer: TokenizerFile, eos_token_ids: Sequence[int], otherwise: "Callable[[Submission, int], Plan]"
 ) -> ScriptOutput:
     """Raises ScriptError."""
     try:

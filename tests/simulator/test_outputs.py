@@ -10,7 +10,9 @@ import pytest
 
 from engine_adapters.base import FinishReason, Sampling, Submission
 from engine_adapters.simulator.outputs import TEXTS, plan_maker
-from engine_adapters.simulator.scheduler import Costs, Plan, Scheduler
+from engine_adapters.simulator.rank import Capacity
+from engine_adapters.simulator.run import Plan
+from engine_adapters.simulator.scheduler import Costs, Scheduler
 from engine_adapters.simulator.script import ScriptError
 from engine_adapters.tokenizer_file import TokenizerFile, read_eos_token_ids
 
@@ -27,7 +29,8 @@ def ask(prompt: str, max_tokens: int = 100, ignore_eos: bool = False, **sampling
 
 
 def make(output: str) -> Any:
-    return plan_maker(output, TOKENIZER, EOS_TOKEN_IDS)
+    plan_for = plan_maker(output, TOKENIZER, EOS_TOKEN_IDS)
+    return lambda submission, index=0: plan_for(submission, index)
 
 
 def ids(plan: Plan) -> list[int]:
@@ -42,9 +45,12 @@ def script(folder: Path, *rules: Any) -> Any:
 
 def played(plan: Plan, max_tokens: int = 100) -> tuple[list[tuple[float, list[int]]], FinishReason | None]:
     """(milliseconds, tokens) of each step at no cost but the plan's delays, and how it ends if it does."""
-    scheduler: Scheduler[str] = Scheduler(lambda _: plan, Costs(1e9, 0, 0), 1, 10_000, frozenset(EOS_TOKEN_IDS))
-    scheduler.submit("a", ask("x", max_tokens))
-    now, said = 0.0, []
+    scheduler: Scheduler[str] = Scheduler(
+        lambda _submission, _index: plan, Costs(1e9, 0, 0), Capacity(), frozenset(EOS_TOKEN_IDS)
+    )
+    scheduler.submit(["a"], ask("x", max_tokens))
+    now = 0.0
+    said: list[tuple[float, list[int]]] = []
     while True:
         end = scheduler.begin_step(now)
         if end is None:
@@ -75,6 +81,36 @@ def test_text_depends_on_the_prompt_and_unless_greedy_on_the_seed() -> None:
     assert by_seed[-1] == by_seed[23]
     greedy = [ids(text(ask("hello", temperature=0.0, seed=seed))) for seed in range(40)]
     assert all(answer == ids(text(ask("hello"))) for answer in greedy)
+
+
+def test_the_answers_to_one_prompt_are_different_texts_unless_they_are_greedy() -> None:
+    text = make("text")
+    assert len({tuple(ids(text(ask("hello"), index))) for index in range(len(ALL_TEXTS))}) == len(ALL_TEXTS)
+    assert len({tuple(ids(text(ask("hello", temperature=0), index))) for index in range(5)}) == 1
+    drawn = [ids(make("random")(ask("hello"), index))[:20] for index in (0, 1, 1)]
+    assert drawn[0] != drawn[1] == drawn[2]
+
+
+@pytest.mark.parametrize("output", ["text", "random"])
+def test_a_bias_of_100_lets_no_other_token_come_and_one_of_minus_100_none_of_its_own(output: str) -> None:
+    answer = make(output)
+    said = ids(answer(ask("hello")))
+    banned = {*said[:50:7]} - {EOS}
+    plan = answer(ask("hello", logit_bias=tuple((token_id, -100.0) for token_id in banned)))
+    assert ids(plan) == [token_id for token_id in said if token_id not in banned]
+    assert played(answer(ask("hello", logit_bias=((5, 3.0), (7, 100.0)))), 3)[0] == [(0, [7]), (0, [7]), (0, [7])]
+    assert ids(answer(ask("hello", logit_bias=((5, 3.0), (6, -99.0))))) == said
+
+
+def test_with_the_end_of_sequence_banned_a_text_goes_on() -> None:
+    plan = make("text")(ask("hello", logit_bias=((EOS, -100.0),)))
+    assert plan.repeats and EOS not in ids(plan)
+
+
+def test_when_all_that_would_come_is_banned_something_else_comes() -> None:
+    answer = make("text")
+    everything = {*range(TOKENIZER.vocab_size)} - {4000}
+    assert ids(answer(ask("hello", logit_bias=tuple((token_id, -100.0) for token_id in everything)))) == [4000]
 
 
 def test_text_without_an_end_of_sequence_repeats() -> None:

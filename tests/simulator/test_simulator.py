@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from engine_adapters import codec
+from engine_adapters.base import FEATURES
 from engine_adapters.simulator.__main__ import SHIPPED_MODEL, make_engine, parse_arguments
-from engine_adapters.step import messages
+from engine_adapters.step import messages, translation
+from engine_adapters.step.kv_index import KvIndex
 from engine_adapters.step.messages import ClientFrame, Finished, StepFrame, Submit
 from engine_adapters.step.server import StepServer
 from engine_adapters.tokenizer_file import TokenizerFile
@@ -29,7 +32,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 def run() -> Iterator[Run]:
     """One loop for all: grpc.aio delivers every loop's events through one queue, and minds when a loop closes."""
     with asyncio.Runner() as runner:
-        yield lambda story: runner.run(asyncio.wait_for(story, 20))
+        yield lambda story: runner.run(asyncio.wait_for(story, 50))
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +85,13 @@ async def frames_until_ended(gateway: Gateway, count: int) -> list[StepFrame]:
     while sum(len(frame.finished) for frame in frames) < count:
         frames.append(await gateway.read_news())
     return frames
+
+
+def apply(index: KvIndex, frame: StepFrame) -> None:
+    for message in frame.kv_events:
+        event = translation.as_kv_event(message)
+        assert event is not None
+        index.apply(event)
 
 
 def busy(frame: StepFrame) -> tuple[int, int]:
@@ -182,6 +192,105 @@ def test_a_gateway_that_leaves_frees_its_places(run: Run) -> None:
     run(story())
 
 
+def test_several_answers_to_one_prompt_are_told_apart(run: Run) -> None:
+    async def story() -> None:
+        async with simulating("--speed", "0") as gateway:
+            await gateway.send(ClientFrame(submits=[request(5, n=3, max_tokens=2000)]))
+            frames = await frames_until_ended(gateway, 3)
+            said: dict[int, list[int]] = {5: [], 6: [], 7: []}
+            for frame in frames:
+                for stream_id, token_ids in columns(frame).items():
+                    said[stream_id] += token_ids
+            assert len({tuple(answer) for answer in said.values()}) == 3
+            ends = {end.stream_id: end for frame in frames for end in frame.finished}
+            assert {stream_id: end.completion_tokens - 1 for stream_id, end in ends.items()} == {
+                stream_id: len(answer) for stream_id, answer in said.items()
+            }
+
+    run(story())
+
+
+def test_each_token_of_a_stream_that_asked_has_its_logprob(run: Run) -> None:
+    async def story() -> None:
+        async with simulating("--speed", "0") as gateway:
+            submits = [request(1, max_tokens=40, logprobs=3), request(2, max_tokens=40)]
+            await gateway.send(ClientFrame(submits=submits))
+            frames = await frames_until_ended(gateway, 2)
+            told = 0
+            for frame in frames:
+                (entry,) = frame.logprobs
+                said, scores = columns(frame)[1], translation.as_logprobs(entry)
+                assert entry.stream_id == 1 and len(scores.logprobs) == len(said)
+                assert [len(alternatives) for alternatives in scores.alternatives] == [3] * len(said)
+                told += len(said)
+            assert told == 40
+
+    run(story())
+
+
+def test_prompt_logprobs_come_with_the_end_of_the_first_answer(run: Run) -> None:
+    async def story() -> None:
+        async with simulating("--speed", "0") as gateway:
+            await gateway.send(ClientFrame(submits=[request(1, n=2, prompt_tokens=6, prompt_logprobs=2)]))
+            ends = {end.stream_id: end for frame in await frames_until_ended(gateway, 2) for end in frame.finished}
+            assert ends[2].prompt_logprobs is None and ends[1].prompt_logprobs is not None
+            scores = translation.as_logprobs(ends[1].prompt_logprobs)
+            assert [len(alternatives) for alternatives in scores.alternatives] == [0, 2, 2, 2, 2, 2]
+            assert scores.logprobs[0] == 0 and max(scores.logprobs[1:]) < 0
+
+    run(story())
+
+
+def test_a_gateway_learns_what_is_cached_whenever_it_comes(run: Run) -> None:
+    async def story() -> None:
+        async with simulating("--speed", "0", "--dp-size", "2", "--kv-tokens", "512") as gateway:
+            late = Gateway(gateway.address)
+            index = KvIndex()
+            for stream_id in range(1, 9):
+                prompt = u32(*range(stream_id, stream_id + 200))
+                await gateway.send(ClientFrame(submits=[request(stream_id, token_ids=prompt, dp_rank=stream_id % 2)]))
+                for frame in await frames_until_ended(gateway, 1):
+                    apply(index, frame)
+                if stream_id == 4:
+                    late_index = KvIndex()
+                    apply(late_index, await late.greet())
+                    assert late_index.snapshot() == index.snapshot()
+            while late_index.snapshot() != index.snapshot():
+                apply(late_index, await late.read_news())
+            assert {event.dp_rank for event in index.snapshot()} == {0, 1}
+            cached = max(len(event.block_hashes) for event in index.snapshot() if event.dp_rank == 0)
+            prompt = u32(*range(8, 208))
+            await gateway.send(ClientFrame(submits=[request(9, token_ids=prompt, dp_rank=0)]))
+            ((end,),) = [frame.finished for frame in await frames_until_ended(gateway, 1) if frame.finished]
+            assert (end.cached_tokens, cached) == (192, 13)
+            await late.leave()
+
+    run(story())
+
+
+def test_the_load_is_told_by_rank(run: Run) -> None:
+    async def story() -> None:
+        async with simulating("--dp-size", "3", "--max-running", "1", "--ignore-eos") as gateway:
+            submits = [request(1, dp_rank=1), request(2, dp_rank=1), request(3, dp_rank=2)]
+            await gateway.send(ClientFrame(submits=submits))
+            load = (await gateway.read_news()).load
+            assert load is not None and (load.running, load.waiting) == (2, 1)
+            assert [(rank.running, rank.waiting) for rank in load.ranks] == [(0, 0), (1, 1), (1, 0)]
+            assert load.kv_tokens_total == sum(rank.kv_tokens_total for rank in load.ranks) == 3 * 524288
+
+    run(story())
+
+
+def test_it_says_what_it_can_do(run: Run) -> None:
+    async def story() -> None:
+        async with simulating("--dp-size", "2", "--max-running", "8", "--block-size", "32") as gateway:
+            answer: bytes = await gateway.channel.unary_unary(messages.EXECUTOR_GET_INFO)(b"")
+            info = translation.as_info(codec.decode(messages.Info, answer))
+            assert (info.dp_size, info.max_running, info.kv_block_size, info.features) == (2, 16, 32, FEATURES)
+
+    run(story())
+
+
 def test_a_delayed_answer_comes_when_the_script_says(run: Run, tmp_path: Path) -> None:
     script = tmp_path / "script.json"
     script.write_text(json.dumps([{"steps": [1, {"tokens": [2, 3], "delay_ms": 100}], "finish": "stop"}]))
@@ -206,6 +315,29 @@ def test_without_delay_a_scripts_delays_take_no_time(run: Run, tmp_path: Path) -
         async with simulating("--output", f"script:{script}", "--speed", "0") as gateway:
             await gateway.send(ClientFrame(submits=[request(1)]))
             assert columns(await gateway.read_news()) == {1: [1]}
+
+    run(story())
+
+
+@pytest.mark.parametrize("options", [["--kv-tokens", "8"], ["--dp-size", "0"], ["--prefill-chunk", "many"]])
+def test_options_that_make_no_sense_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(options)
+    assert options[0] in capsys.readouterr().err
+
+
+def test_a_process_that_is_told_to_forget_its_prefix_cache_says_so(run: Run) -> None:
+    async def story() -> None:
+        with simulator_process("--speed", "0") as (process, address):
+            gateway = Gateway(address)
+            await gateway.greet()
+            await gateway.send(ClientFrame(submits=[request(1, prompt_tokens=40)]))
+            await frames_until_ended(gateway, 1)
+            process.send_signal(signal.SIGUSR1)
+            while not (frame := await gateway.read_news()).kv_events:
+                pass
+            assert [event.kind for event in frame.kv_events] == [messages.KV_EVENT_KIND_CLEARED]
+            await gateway.leave()
 
     run(story())
 
@@ -247,13 +379,13 @@ def test_a_process_that_is_terminated_ends_its_streams_so_that_they_can_be_tried
         (["--output", "verse"], "none of text, echo, random, script:FILE"),
     ],
 )
-def test_options_that_cannot_be_met_are_a_message_and_an_exit_code(options: list[str], fault: str) -> None:
+def test_what_cannot_be_used_is_a_message_and_an_exit_code(options: list[str], fault: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "engine_adapters.simulator", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=50,
     )
     assert result.returncode == 1
     assert fault.replace("/", os.sep) in result.stderr and "Traceback" not in result.stderr
