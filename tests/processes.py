@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -208,6 +209,13 @@ class Gateway(Process):
     def wait_until_ready(self) -> Self:
         eventually(lambda: self.client.get("/ready").status_code == 200, "the gateway's readiness")
         return self
+
+    def refuses_connections(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE).close()
+        except ConnectionRefusedError:
+            return True
+        return False
 
     def ready(self) -> dict[str, Any]:
         """What /ready says."""

@@ -20,14 +20,6 @@ from tests.executor import FakeExecutor, flood
 from tests.processes import GIL_ARGUMENTS, ROOT, Gateway, Simulator, environment, eventually, wait_until_idle
 
 
-def refuses_connections(gateway: Gateway) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", gateway.port), timeout=5).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 def failed_start(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
     """A gateway that is expected to give up at once."""
     command = [sys.executable, "-m", "gateway", *GIL_ARGUMENTS, *arguments]
@@ -77,7 +69,7 @@ def test_a_running_stream_is_finished_within_the_grace_period() -> None:
             assert chat.first_text(events) == "before"
 
             gateway.send_signal(signal.SIGTERM)
-            eventually(lambda: refuses_connections(gateway), "refusal of new connections")
+            eventually(lambda: gateway.refuses_connections(), "refusal of new connections")
             executor.say(submit, *ids_of(" and after"))
             executor.finish(submit)
 
@@ -164,7 +156,7 @@ def test_a_second_signal_cuts_the_grace_period_short() -> None:
         with chat.opened(gateway) as events:
             chat.first_text(events)
             gateway.send_signal(signal.SIGTERM)
-            eventually(lambda: refuses_connections(gateway))
+            eventually(lambda: gateway.refuses_connections())
 
             gateway.send_signal(signal.SIGTERM)
             *_, last = events
