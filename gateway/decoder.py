@@ -14,11 +14,10 @@ FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 class AnswerDecoder:
     """Belongs to one answer of one request. After `finished` is set it must not be fed."""
 
-    __slots__ = ("_detokenizer", "_index", "_options", "_scanner", "_table", "finish", "finished", "tokens")
+    __slots__ = ("_detokenizer", "_index", "_options", "_scanner", "finish", "finished", "tokens")
 
     def __init__(self, index: int, table: DetokenizerTable, options: OutputOptions) -> None:
         self._index = index
-        self._table = table
         self._options = options
         self._detokenizer = table.new(options.skip_special_tokens)
         self._scanner = StopScanner(options.stop, options.include_stop)
@@ -52,10 +51,10 @@ class AnswerDecoder:
         return text
 
     def _end(self, finish: Finish) -> str:
-        rest = self._detokenizer.flush()
+        rest = ""
         if self._options.include_stop and finish.matched_stop is not None:
-            rest += self._table.token_text(finish.matched_stop)
-        return self._scanner.feed(rest) + self._scanner.flush()
+            rest = self._detokenizer.feed([finish.matched_stop])
+        return self._scanner.feed(rest + self._detokenizer.flush()) + self._scanner.flush()
 
 
 def finish_reason(finish: Finish) -> str:

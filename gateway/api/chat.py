@@ -6,7 +6,7 @@ from gateway.api.answer import Answer
 from gateway.api.body import Fields
 from gateway.api.logprobs import chat_logprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, read_request, read_shape, refuse_unfit
-from gateway.api.reply import json_text, quoted
+from gateway.api.reply import json_text, on_one_line, quoted
 from gateway.errors import BadRequest
 from gateway.generate import Gateway, Output, generate
 from gateway.http_loop import HttpLoop
@@ -101,7 +101,7 @@ class ChatAnswer(Answer):
     def chunk(self, event: Text) -> str:
         logprobs = "null"
         if event.logprobs is not None:
-            logprobs = json_text({"content": chat_logprobs(self._table, event), "refusal": None})
+            logprobs = on_one_line(json_text({"content": chat_logprobs(self._table, event), "refusal": None}))
         return CHUNK % (event.index, quoted(event.text), logprobs)
 
     def last_chunk(self, event: Finished) -> str:

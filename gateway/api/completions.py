@@ -9,7 +9,7 @@ from gateway.api.answer import Answer
 from gateway.api.body import Fields
 from gateway.api.logprobs import CompletionLogprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, column, read_request, read_shape, refuse_unfit
-from gateway.api.reply import json_text, quoted
+from gateway.api.reply import json_text, on_one_line, quoted
 from gateway.generate import Gateway, Output, generate, prepare
 from gateway.http_loop import HttpLoop
 from gateway.model import Model
@@ -24,6 +24,7 @@ from gateway.types import (
     TextInput,
     TokensInput,
     Usage,
+    Waiting,
 )
 
 DEFAULT_MAX_TOKENS = 16
@@ -53,6 +54,10 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     logging = Logging(logprobs, logprobs if echo else None)
     first = read_request(fields, record.request_id, model, inputs[0], logging, DEFAULT_MAX_TOKENS)
     shape = read_shape(fields)
+    if first.output.stop and logging.prompt_logprobs is not None:
+        fields.refuse(
+            "echo", "with logprobs cannot be combined with stop: a prompt's logprobs come with the engine's end"
+        )
     if shape.stream and logging.prompt_logprobs is not None:
         fields.refuse("echo", "with logprobs cannot be streamed: a prompt's logprobs come at the end")
     fields.log_unread(ACCEPTED)
@@ -99,7 +104,8 @@ class CompletionAnswer(Answer):
         self._loop = loop
         self._jobs = jobs
         self._table = loop.tables[jobs[0].request.model]
-        self._counters = [CompletionLogprobs(self._table) for _ in range(choices)]
+        skips = jobs[0].request.output.skip_special_tokens
+        self._counters = [CompletionLogprobs(self._table, skips) for _ in range(choices)]
         self._logprobs: list[dict[str, list[Any]] | None] = [None] * choices
         self._prompt_logprobs: list[dict[str, list[Any]] | None] = [None] * choices
 
@@ -135,7 +141,8 @@ class CompletionAnswer(Answer):
 
     def chunk(self, event: Text) -> str:
         logprobs = self._logprobs_of(event)
-        return CHUNK % (event.index, quoted(event.text), json_text(logprobs) if logprobs else "null", "null")
+        as_json = on_one_line(json_text(logprobs)) if logprobs else "null"
+        return CHUNK % (event.index, quoted(event.text), as_json, "null")
 
     def last_chunk(self, event: Finished) -> str:
         return CHUNK % (event.index, '""', "null", quoted(event.finish_reason))
@@ -147,19 +154,18 @@ class CompletionAnswer(Answer):
 
     async def _generate_one(self, job: Job, record: RequestRecord, output: Output) -> None:
         """One prompt's answers, under the numbers of its choices; with `echo`, they begin with the prompt."""
-        request = job.request
+        request, text = job.request, ""
         if job.echo:
             request, text = await self._echo(request, record)
             for index in range(job.first_index, job.first_index + request.n):
                 self._counters[index].skip(text)
-                output.put(Text(index, text))
-        await generate(self._gateway, self._loop, request, record, Numbered(self, job, request, output))
+        await generate(self._gateway, self._loop, request, record, Numbered(self, job, request, output, text))
 
     def note_prompt(self, job: Job, request: GenerateRequest, logprobs: Logprobs) -> None:
         """The logprobs of a prompt that was echoed."""
         if isinstance(request.input, TokensInput):
             token_ids = memoryview(request.input.token_ids).cast("I").tolist()
-            of_prompt = CompletionLogprobs(self._table).of(token_ids, logprobs, is_prompt=True)
+            of_prompt = CompletionLogprobs(self._table, False).of(token_ids, logprobs, is_prompt=True)
             for index in range(job.first_index, job.first_index + request.n):
                 self._prompt_logprobs[index] = of_prompt
 
@@ -171,16 +177,24 @@ class CompletionAnswer(Answer):
         return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Numbered:
-    """An `Output` for one of several prompts: gives its choices their numbers in the whole request."""
+    """An `Output` for one of several prompts: gives its choices their numbers in the whole request.
+
+    `echo` goes out with the first event: what can still be refused with a status of its own is refused before that.
+    """
 
     answer: CompletionAnswer
     job: Job
     request: GenerateRequest
     output: Output
+    echo: str
 
     def put(self, event: Event) -> bool:
+        if self.echo and not isinstance(event, Waiting):
+            echo, self.echo = self.echo, ""
+            for index in range(self.job.first_index, self.job.first_index + self.request.n):
+                self.output.put(Text(index, echo))
         if isinstance(event, Text | Finished):
             event.index += self.job.first_index
         elif isinstance(event, Usage) and event.prompt_logprobs is not None:

@@ -26,14 +26,20 @@ def chat_logprobs(table: DetokenizerTable, event: Text) -> list[dict[str, Any]]:
 
 def chat_token(table: DetokenizerTable, token_id: int, logprob: float) -> dict[str, Any]:
     token = table.token_bytes(token_id)
-    return {"token": token.decode(errors="replace"), "logprob": max(logprob, FLOOR), "bytes": list(token)}
+    return {"token": token.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(token)}
+
+
+def finite(logprob: float) -> float:
+    """What JSON can say: an engine's infinities and NaNs become the nearest that makes sense."""
+    return min(logprob, 0.0) if logprob > FLOOR else FLOOR
 
 
 class CompletionLogprobs:
     """The four parallel lists of a completion's `logprobs`, and where the text is by now."""
 
-    def __init__(self, table: DetokenizerTable) -> None:
+    def __init__(self, table: DetokenizerTable, skip_special_tokens: bool) -> None:
         self._table = table
+        self._detokenizer = table.new(skip_special_tokens)
         self._offset = 0
 
     def skip(self, text: str) -> None:
@@ -44,10 +50,10 @@ class CompletionLogprobs:
         """For the next tokens; a prompt's first token has no logprob, since nothing comes before it."""
         tokens = [self._table.token_text(token_id) for token_id in token_ids]
         offsets = []
-        for token in tokens:
+        for token_id in token_ids:
             offsets.append(self._offset)
-            self._offset += len(token)
-        values: list[float | None] = [max(logprob, FLOOR) for logprob in logprobs.logprobs]
+            self._offset += len(self._detokenizer.feed([token_id]))
+        values: list[float | None] = [finite(logprob) for logprob in logprobs.logprobs]
         tops: list[dict[str, float] | None] = [self._alternatives(each) for each in logprobs.alternatives]
         if is_prompt and values:
             values[0] = tops[0] = None
@@ -55,4 +61,4 @@ class CompletionLogprobs:
 
     def _alternatives(self, alternatives: Any) -> dict[str, float]:
         # The best of tokens that look alike stays.
-        return {self._table.token_text(token_id): max(logprob, FLOOR) for token_id, logprob in reversed(alternatives)}
+        return {self._table.token_text(token_id): finite(logprob) for token_id, logprob in reversed(alternatives)}

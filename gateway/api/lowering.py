@@ -17,6 +17,8 @@ MAX_TOKENS = (1 << 31) - 1
 MAX_SEED = 1 << 63
 MAX_PRIORITY = (1 << 31) - 1
 MAX_BIAS = 100.0
+MAX_DIGITS = 10
+"""Of a token id."""
 ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
 """Fields of OpenAI's that ask nothing of a gateway."""
 
@@ -70,6 +72,7 @@ def read_request(
 
 def read_sampling(fields: Fields, model: Model) -> Sampling:
     top_k = fields.integer("top_k", -1, MAX_TOKENS)
+    repetition_penalty = fields.number("repetition_penalty", 0.01, 100)
     return Sampling(
         temperature=fields.number("temperature", 0, 2),
         top_p=fields.number("top_p", 0, 1),
@@ -78,7 +81,7 @@ def read_sampling(fields: Fields, model: Model) -> Sampling:
         min_p=fields.number("min_p", 0, 1) or None,
         frequency_penalty=fields.number("frequency_penalty", -2, 2) or None,
         presence_penalty=fields.number("presence_penalty", -2, 2) or None,
-        repetition_penalty=fields.number("repetition_penalty", 0.01, 100),
+        repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
         logit_bias=read_logit_bias(fields, model),
     )
 
@@ -124,7 +127,8 @@ def read_logit_bias(fields: Fields, model: Model) -> tuple[tuple[int, float], ..
     biases = fields.object("logit_bias")
     result = []
     for name in biases.values:
-        if not name.isdecimal() or not name.isascii() or int(name) >= model.tokenizer.vocab_size:
+        is_number = name.isascii() and name.isdecimal() and len(name) <= MAX_DIGITS
+        if not is_number or int(name) >= model.tokenizer.vocab_size:
             biases.refuse(name, f"must be a token id, which are integers from 0 to {model.tokenizer.vocab_size - 1}")
         bias = biases.number(name, -MAX_BIAS, MAX_BIAS)
         if bias is None:

@@ -19,11 +19,15 @@ LINE_BREAKS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
 def quoted(text: str) -> str:
     """A string as JSON, with only the escapes that it needs."""
     result: str = encode_basestring(text)
-    if not text.isascii():
-        for character, escape in LINE_BREAKS.items():
-            if character in result:
-                result = result.replace(character, escape)
-    return result
+    return result if text.isascii() else on_one_line(result)
+
+
+def on_one_line(json_of_text: str) -> str:
+    """JSON whose strings hold nothing that a client might take for the end of a line."""
+    for character, escape in LINE_BREAKS.items():
+        if character in json_of_text:
+            json_of_text = json_of_text.replace(character, escape)
+    return json_of_text
 
 
 EVENT_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
