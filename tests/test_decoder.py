@@ -1,0 +1,127 @@
+"""One answer's tokens to text, logprobs and an end, however the tokens were cut."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_adapters.base import Finish, FinishReason, Logprobs
+from gateway.decoder import AnswerDecoder, finish_reason, joined
+from gateway.errors import BadRequest, EngineFailed
+from gateway.tokenizer import Tokenizer
+from gateway.types import Finished, OutputOptions, Text
+from tests.demo_model import END_OF_TURN, TOKENIZER, ids_of
+
+TABLE = Tokenizer(TOKENIZER).table
+SCORES = st.lists(
+    st.tuples(st.floats(-10, 0), st.lists(st.tuples(st.integers(0, 99), st.floats(-10, 0)), max_size=3)), max_size=5
+)
+
+
+def logprobs_of(scores: list[tuple[float, list[tuple[int, float]]]]) -> Logprobs:
+    return Logprobs([logprob for logprob, _ in scores], [alternatives for _, alternatives in scores])
+
+
+@settings(max_examples=30)
+@given(parts=st.lists(SCORES, min_size=1, max_size=5))
+def test_logprobs_in_parts_are_joined_in_their_order(parts: list[list[tuple[float, list[tuple[int, float]]]]]) -> None:
+    whole = joined([logprobs_of(part) for part in parts])
+
+    scores = [score for part in parts for score in part]
+    assert list(whole.logprobs) == [logprob for logprob, _ in scores]
+    assert list(whole.alternatives) == [alternatives for _, alternatives in scores]
+
+
+def test_logprobs_in_one_part_are_that_part() -> None:
+    part = logprobs_of([(-1.0, [(5, -2.0)])])
+
+    assert joined([part]) is part
+
+
+CONTENTS = st.lists(st.sampled_from(["a", "b", " END", "EN", "D", "🦊", "é", "<think>", "<|im_start|>"]), max_size=12)
+CUTS = st.lists(st.integers(0, 1000), max_size=6)
+OPTIONS = st.builds(
+    OutputOptions,
+    stop=st.lists(st.sampled_from(["END", "ba", "🦊", "a<think>"]), max_size=2).map(tuple),
+    include_stop=st.booleans(),
+    skip_special_tokens=st.booleans(),
+)
+
+
+def decode(options: OutputOptions, pieces: list[list[int]], finish: Finish) -> tuple[str, Finished | None]:
+    """All text, and how the answer ended; nothing is fed after that."""
+    decoder = AnswerDecoder(0, TABLE, options)
+    text = ""
+    for piece in pieces:
+        text += decoder.feed(piece, None)
+        if decoder.finished is not None:
+            return text, decoder.finished
+    text += decoder.feed([], finish)
+    return text, decoder.finished
+
+
+@settings(max_examples=60)
+@given(content=CONTENTS, options=OPTIONS, places=CUTS, has_stop_token=st.booleans())
+def test_text_and_end_do_not_depend_on_the_cuts(
+    content: list[str], options: OutputOptions, places: list[int], has_stop_token: bool
+) -> None:
+    token_ids = ids_of("".join(content))
+    finish = Finish(FinishReason.STOP, matched_stop=END_OF_TURN if has_stop_token else None)
+    borders = [0, *sorted(place % (len(token_ids) + 1) for place in places), len(token_ids)]
+    pieces = [token_ids[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+
+    text, finished = decode(options, pieces, finish)
+
+    assert (text, finished) == decode(options, [token_ids], finish)
+    assert finished is not None and finished.finish_reason == "stop"
+    whole = TOKENIZER.decode(token_ids, skip_special_tokens=options.skip_special_tokens)
+    if isinstance(finished.matched_stop, str):
+        assert whole.startswith(text)
+        assert text.endswith(finished.matched_stop) == options.include_stop
+    else:
+        shown = options.include_stop and has_stop_token and not options.skip_special_tokens
+        assert text == whole + ("<|im_end|>" if shown else "")
+
+
+def test_a_stop_string_in_the_last_part_wins_over_the_engines_reason() -> None:
+    decoder = AnswerDecoder(3, TABLE, OutputOptions(stop=("END",)))
+
+    assert decoder.feed(ids_of("the END of"), Finish(FinishReason.LENGTH)) == "the "
+    assert decoder.finished == Finished(3, "stop", "END")
+
+
+def test_a_stop_string_may_be_completed_by_what_was_held_back() -> None:
+    replacement = "\N{REPLACEMENT CHARACTER}"
+    decoder = AnswerDecoder(0, TABLE, OutputOptions(stop=(f"a{replacement}",)))
+    fox = ids_of("🦊")
+
+    assert decoder.feed([*ids_of("ba"), fox[0]], None) == "b"
+    assert decoder.feed([], Finish(FinishReason.LENGTH)) == ""
+    assert decoder.finished == Finished(0, "stop", f"a{replacement}")
+
+
+def test_the_engines_count_of_tokens_is_the_count_once_it_is_known() -> None:
+    decoder = AnswerDecoder(0, TABLE, OutputOptions())
+    decoder.feed(ids_of("one two"), None)
+    assert decoder.completion_tokens == len(ids_of("one two"))
+
+    decoder.feed([], Finish(FinishReason.STOP, matched_stop=END_OF_TURN, completion_tokens=9))
+    assert decoder.completion_tokens == 9
+
+
+def test_an_event_has_its_tokens_when_there_are_logprobs() -> None:
+    decoder = AnswerDecoder(2, TABLE, OutputOptions())
+    part = logprobs_of([(-1.0, [])])
+
+    assert decoder.text("a", [64], []) == Text(2, "a")
+    assert decoder.text("a", [64], [part]) == Text(2, "a", [64], part)
+
+
+def test_reasons_have_openais_names_or_are_errors() -> None:
+    assert finish_reason(Finish(FinishReason.STOP)) == "stop"
+    assert finish_reason(Finish(FinishReason.LENGTH)) == "length"
+    with pytest.raises(BadRequest, match="no such adapter"):
+        finish_reason(Finish(FinishReason.REJECTED, error="no such adapter"))
+    with pytest.raises(EngineFailed, match="out of memory"):
+        finish_reason(Finish(FinishReason.ERROR, error="out of memory"))
+    with pytest.raises(EngineFailed, match="aborted"):
+        finish_reason(Finish(FinishReason.ABORTED))
