@@ -141,8 +141,10 @@ async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, reco
         prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
     record.prepared = time.monotonic()
     record.prompt_tokens = prompt.length
-    record.render_seconds, record.tokenize_seconds = prompt.render_seconds, prompt.tokenize_seconds
-    record.queue_seconds = max(0.0, record.prepared - started - prompt.render_seconds - prompt.tokenize_seconds)
+    # Added up, since an echoed prompt comes here twice, the second time as tokens.
+    record.render_seconds += prompt.render_seconds
+    record.tokenize_seconds += prompt.tokenize_seconds
+    record.queue_seconds += max(0.0, record.prepared - started - prompt.render_seconds - prompt.tokenize_seconds)
     return prompt
 
 

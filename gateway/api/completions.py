@@ -1,6 +1,7 @@
 """/v1/completions: prompts as text or token ids, one or many, each answered n times."""
 
 import asyncio
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -238,11 +239,21 @@ class Total:
         total.completion_tokens = sum(record.completion_tokens for record in records)
         total.cached_tokens = sum(record.cached_tokens for record in records)
         total.worker = ",".join(sorted({record.worker for record in records if record.worker}))
-        total.first_token = min((record.first_token for record in records if record.first_token), default=0.0)
-        for name in ("prepared", "routed", "last_token", "render_seconds", "tokenize_seconds", "queue_seconds"):
-            setattr(total, name, max(getattr(record, name) for record in records))
+        first = min(records, key=lambda record: record.first_token or math.inf)
+        for name in STAGES_OF_THE_FIRST:
+            setattr(total, name, getattr(first, name))
+        total.last_token = max(record.last_token for record in records)
 
 
+STAGES_OF_THE_FIRST = (
+    "prepared",
+    "routed",
+    "first_token",
+    "render_seconds",
+    "tokenize_seconds",
+    "queue_seconds",
+)
+"""What the whole request waited for is what its first token waited for."""
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
 
 
