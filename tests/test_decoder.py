@@ -1,40 +1,17 @@
-"""One answer's tokens to text, logprobs and an end, however the tokens were cut."""
+"""One answer's tokens to text and an end, however the tokens were cut."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapters.base import Finish, FinishReason, Logprobs
-from gateway.decoder import AnswerDecoder, finish_reason, joined
+from engine_adapters.base import Finish, FinishReason
+from gateway.decoder import AnswerDecoder, finish_reason
 from gateway.errors import BadRequest, EngineFailed
 from gateway.tokenizer import Tokenizer
-from gateway.types import Finished, OutputOptions, Text
+from gateway.types import Finished, OutputOptions
 from tests.demo_model import END_OF_TURN, TOKENIZER, ids_of
 
 TABLE = Tokenizer(TOKENIZER).table
-SCORES = st.lists(
-    st.tuples(st.floats(-10, 0), st.lists(st.tuples(st.integers(0, 99), st.floats(-10, 0)), max_size=3)), max_size=5
-)
-
-
-def logprobs_of(scores: list[tuple[float, list[tuple[int, float]]]]) -> Logprobs:
-    return Logprobs([logprob for logprob, _ in scores], [alternatives for _, alternatives in scores])
-
-
-@settings(max_examples=30)
-@given(parts=st.lists(SCORES, min_size=1, max_size=5))
-def test_logprobs_in_parts_are_joined_in_their_order(parts: list[list[tuple[float, list[tuple[int, float]]]]]) -> None:
-    whole = joined([logprobs_of(part) for part in parts])
-
-    scores = [score for part in parts for score in part]
-    assert list(whole.logprobs) == [logprob for logprob, _ in scores]
-    assert list(whole.alternatives) == [alternatives for _, alternatives in scores]
-
-
-def test_logprobs_in_one_part_are_that_part() -> None:
-    part = logprobs_of([(-1.0, [(5, -2.0)])])
-
-    assert joined([part]) is part
 
 
 CONTENTS = st.lists(st.sampled_from(["a", "b", " END", "EN", "D", "🦊", "é", "<think>", "<|im_start|>"]), max_size=12)
@@ -106,14 +83,6 @@ def test_the_engines_count_of_tokens_is_the_count_once_it_is_known() -> None:
 
     decoder.feed([], Finish(FinishReason.STOP, matched_stop=END_OF_TURN, completion_tokens=9))
     assert decoder.completion_tokens == 9
-
-
-def test_an_event_has_its_tokens_when_there_are_logprobs() -> None:
-    decoder = AnswerDecoder(2, TABLE, OutputOptions())
-    part = logprobs_of([(-1.0, [])])
-
-    assert decoder.text("a", [64], []) == Text(2, "a")
-    assert decoder.text("a", [64], [part]) == Text(2, "a", [64], part)
 
 
 def test_reasons_have_openais_names_or_are_errors() -> None:
