@@ -4,15 +4,12 @@ Threads: none of its own; the server's event loop.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TypeAlias
 
 from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
 
-
-class Block(NamedTuple):
-    parent_hash: int
-    token_ids: bytes
-    cache_salt: str
+Block: TypeAlias = tuple[int, bytes, str]
+"""(hash of the block before it, its token ids, cache salt)"""
 
 
 class KvIndex:
@@ -42,15 +39,15 @@ def _store(blocks: dict[int, Block], event: KvStored) -> None:
     size = len(event.token_ids) // len(event.block_hashes)
     parent_hash = event.parent_hash
     for start, block_hash in zip(range(0, len(event.token_ids), size), event.block_hashes, strict=True):
-        blocks[block_hash] = Block(parent_hash, event.token_ids[start : start + size], event.cache_salt)
+        blocks[block_hash] = parent_hash, event.token_ids[start : start + size], event.cache_salt
         parent_hash = block_hash
 
 
 def _chains(rank: int, blocks: dict[int, Block]) -> Iterator[KvStored]:
     """The blocks in order, those that follow each other in one event."""
     chain: list[int] = []
-    for block_hash, block in blocks.items():
-        if chain and (block.parent_hash, block.cache_salt) != (chain[-1], blocks[chain[-1]].cache_salt):
+    for block_hash, (parent_hash, _, cache_salt) in blocks.items():
+        if chain and (parent_hash, cache_salt) != (chain[-1], blocks[chain[-1]][2]):
             yield _chain_event(rank, blocks, chain)
             chain = []
         chain.append(block_hash)
@@ -59,6 +56,6 @@ def _chains(rank: int, blocks: dict[int, Block]) -> Iterator[KvStored]:
 
 
 def _chain_event(rank: int, blocks: dict[int, Block], chain: list[int]) -> KvStored:
-    first = blocks[chain[0]]
-    token_ids = b"".join([blocks[block_hash].token_ids for block_hash in chain])
-    return KvStored(first.parent_hash, tuple(chain), token_ids, first.cache_salt, rank)
+    parent_hash, _, cache_salt = blocks[chain[0]]
+    token_ids = b"".join([blocks[block_hash][1] for block_hash in chain])
+    return KvStored(parent_hash, tuple(chain), token_ids, cache_salt, rank)
