@@ -33,7 +33,7 @@ def wake_every_thread(gateway: Gateway) -> None:
             pass  # that is what a dying gateway may do
 
 
-@pytest.mark.parametrize("name", ["engine", "watch", "tokenize-0", "http-0", "http-1"])
+@pytest.mark.parametrize("name", ["engine", "watch", "tokenize-0", "http-0"])
 def test_the_death_of_a_thread_is_named_and_ends_the_process(name: str) -> None:
     with FakeExecutor() as executor, killable(executor) as gateway:
         gateway.write(name)
