@@ -1,8 +1,8 @@
-"""The engine thread: one event loop where all gRPC lives, a session for each worker, and streams to HTTP loops.
+"""The engine thread: one event loop where all gRPC lives, and a session for each worker.
 
 Threads: the engine thread owns every `Session` and engine adapter. HTTP loops reach them only through the thread's
-`Mailbox`, and a `Stream` is touched only on the HTTP loop that made it: deliveries come to it through that loop's own
-mailbox, one batch a frame. What others read of a session (`load`, `progress`) is replaced or read whole.
+`Mailbox`; deliveries go to a stream through the mailbox of its own loop, one batch a frame. What others read of a
+session (`load`, `streams`) is replaced or read whole.
 """
 
 import asyncio
@@ -10,30 +10,27 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from engine_adapters.base import (
-    Delivery,
     Engine,
     EngineInfo,
     EngineLost,
     Finish,
     FinishReason,
     Load,
-    Logprobs,
     Submission,
 )
 from engine_adapters.step.client import StepClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
 from gateway.routing import Router, Worker, WorkerAddress, WorkerState
+from gateway.streams import Batch, Choice, Stream
 from gateway.threads import Mailbox, Supervisor
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine["Choice"]]] = {"step": StepClient}
-KEEP_ALIVE_SECONDS = 15.0
-"""How long a stream may be quiet before its client hears that it is alive."""
+ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {"step": StepClient}
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""
 RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -41,137 +38,6 @@ RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 class WorkerUnfit(Exception):
     """The engine answers but must not be used; the message says why."""
-
-
-@dataclass(eq=False, slots=True)
-class Choice:
-    """One of the answers a stream asked for: the key under which an engine knows it."""
-
-    stream: "Stream"
-    index: int
-
-
-type Batch = list[Delivery[Choice]]
-
-
-type Take = Callable[[int, Sequence[int], Finish | None, Logprobs | None], bool]
-"""Takes (choice, new token ids, the end if this is it, logprobs); False asks for a pause."""
-
-
-class Stream:
-    """One request's tokens on their way from the engine thread to its HTTP loop.
-
-    While a `pump` runs, deliveries go straight to its `take`, on the loop and at once: no task wakes up for a token.
-    In between they gather here, without a bound of our own: an engine sends no more than the request's max_tokens.
-    """
-
-    __slots__ = (
-        "_gathered",
-        "_is_quiet",
-        "_take",
-        "_timer",
-        "_unfinished",
-        "_waiter",
-        "choices",
-        "mailbox",
-        "open_choices",
-        "progressed_at",
-        "request_id",
-        "stalled",
-    )
-
-    def __init__(self, mailbox: Mailbox[Batch], request_id: str, n: int) -> None:
-        self.mailbox = mailbox
-        self.request_id = request_id
-        self.choices = [Choice(self, index) for index in range(n)]
-        self.open_choices = set(self.choices)
-        """The engine thread's: those it may still deliver for."""
-        self.progressed_at = time.monotonic()
-        self.stalled = False
-        self._unfinished = set(range(n))
-        self._gathered: dict[int, tuple[list[int], Finish | None, Logprobs | None]] = {}
-        self._take: Take | None = None
-        self._waiter: asyncio.Future[bool] | None = None
-        self._is_quiet = True
-        self._timer = mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
-
-    @property
-    def unfinished(self) -> list[Choice]:
-        """The choices whose end has not arrived here."""
-        return [self.choices[index] for index in self._unfinished]
-
-    async def pump(self, take: Take) -> bool:
-        """Have `take` called with all that comes until it asks for a pause; what it raises is raised here.
-
-        False when it is only that nothing has come for a while.
-        """
-        waiter = self._waiter = asyncio.Future(loop=self.mailbox.loop)
-        self._take = take
-        while self._gathered and self._take is not None:
-            index = next(iter(self._gathered))
-            self._hand_over(index, *self._gathered.pop(index))
-        try:
-            return await waiter
-        finally:
-            self._take = self._waiter = None
-
-    def deliver(self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> None:
-        """Called on the stream's loop; what comes after a choice's end is ignored."""
-        if index not in self._unfinished:
-            return
-        if finish is not None:
-            self._unfinished.discard(index)
-        if self._take is not None:
-            self._hand_over(index, token_ids, finish, logprobs)
-        elif index in self._gathered:
-            before, _, known = self._gathered[index]
-            self._gathered[index] = ([*before, *token_ids], finish, joined(known, logprobs))
-        else:
-            self._gathered[index] = (list(token_ids), finish, logprobs)
-
-    def forget(self, index: int) -> None:
-        """A choice nobody wants to hear of any more."""
-        self._unfinished.discard(index)
-        self._gathered.pop(index, None)
-
-    def close(self) -> None:
-        self._timer.cancel()
-
-    def _hand_over(
-        self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
-    ) -> None:
-        take, waiter = self._take, self._waiter
-        if take is None or waiter is None or waiter.done():
-            return  # cancelled just now: nobody is there to read it
-        self._is_quiet = False
-        try:
-            if take(index, token_ids, finish, logprobs):
-                return
-            waiter.set_result(True)
-        except Exception as error:  # it belongs to the request's task
-            waiter.set_exception(error)
-        self._take = None
-
-    def _tick(self) -> None:
-        # One timer a stream, set again when it fires: nothing is spent on it per token.
-        if self._is_quiet and self._waiter is not None and not self._waiter.done():
-            self._take = None
-            self._waiter.set_result(False)
-        self._is_quiet = True
-        self._timer = self.mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
-
-
-def joined(first: Logprobs | None, then: Logprobs | None) -> Logprobs | None:
-    """The logprobs of two stretches of one choice."""
-    if first is None or then is None:
-        return first or then
-    return Logprobs([*first.logprobs, *then.logprobs], [*first.alternatives, *then.alternatives])
-
-
-def deliver_all(deliveries: Batch) -> None:
-    """What an HTTP loop's mailbox does with a batch."""
-    for choice, token_ids, finish, logprobs in deliveries:
-        choice.stream.deliver(choice.index, token_ids, finish, logprobs)
 
 
 class Session:

@@ -12,13 +12,14 @@ from typing import Protocol, Self
 from engine_adapters.base import EngineInfo, Finish, FinishReason, Logprobs, Submission
 from gateway.config import Config
 from gateway.decoder import AnswerDecoder
-from gateway.engines import EngineThread, Stream, Take
+from gateway.engines import EngineThread
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
 from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Router, Worker
+from gateway.streams import Stream, Take
 from gateway.threads import Supervisor
 from gateway.types import (
     ChatInput,

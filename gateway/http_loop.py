@@ -12,9 +12,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from gateway.engines import Batch, deliver_all
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
+from gateway.streams import Batch, deliver_all
 from gateway.threads import Mailbox
 from gateway.tokenizer import DetokenizerTable
 

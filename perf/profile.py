@@ -35,6 +35,7 @@ LAYERS = (
     ("step client", "/engine_adapters/step/", ""),
     ("mailbox", "/gateway/threads.py", ""),
     ("streams and sessions", "/gateway/engines.py", ""),
+    ("streams and sessions", "/gateway/streams.py", ""),
     ("routing", "/gateway/routing/", ""),
     ("decoder", "/gateway/tokenizer/detokenize.py", ""),
     ("decoder", "/gateway/parsers/", ""),

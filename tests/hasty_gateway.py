@@ -4,12 +4,12 @@ import os
 import sys
 from functools import partial
 
-from gateway import command, engines, pools, server
+from gateway import command, pools, server, streams
 
 QUEUE_LIMIT = 8
 
 if __name__ == "__main__":
-    vars(engines)["KEEP_ALIVE_SECONDS"] = 0.1
+    vars(streams)["KEEP_ALIVE_SECONDS"] = 0.1
     vars(pools)["SHRINK_SECONDS"] = 0.3
     vars(server)["Pool"] = partial(pools.Pool, queue_limit=QUEUE_LIMIT)
     os._exit(command.main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from tests.processes import ROOT
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "threads", "types"},
-    {"parsers", "pools", "routing", "tokenizer"},
+    {"parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
     {"doctor", "http_loop"},
     {"generate"},

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_adapters.base import Finish, FinishReason, Logprobs
-from gateway import engines
-from gateway.engines import Batch, Stream, deliver_all, joined
+from gateway import streams
+from gateway.streams import Batch, Stream, deliver_all, joined
 from gateway.threads import Mailbox
 from tests.processes import PATIENCE
 
@@ -187,7 +187,7 @@ def test_a_reader_that_left_loses_nothing_that_comes_later() -> None:
 
 
 def test_silence_is_told_and_what_comes_after_it_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "KEEP_ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "KEEP_ALIVE_SECONDS", 0.01)
 
     async def story(stream: Stream) -> None:
         reader = Reader(pauses=[True])
@@ -207,17 +207,17 @@ SCORES = st.builds(
 
 
 @settings(max_examples=30)
-@given(first=SCORES, then=SCORES)
-def test_logprobs_of_two_stretches_are_joined_in_their_order(first: Logprobs, then: Logprobs) -> None:
-    whole = joined(first, then)
+@given(pieces=st.lists(SCORES, min_size=1, max_size=4))
+def test_logprobs_of_several_stretches_are_joined_in_their_order(pieces: list[Logprobs]) -> None:
+    whole = joined(pieces)
 
     assert whole is not None
-    assert list(whole.logprobs) == [*first.logprobs, *then.logprobs]
-    assert list(whole.alternatives) == [*first.alternatives, *then.alternatives]
+    assert list(whole.logprobs) == [logprob for piece in pieces for logprob in piece.logprobs]
+    assert list(whole.alternatives) == [each for piece in pieces for each in piece.alternatives]
 
 
-def test_a_stretch_without_logprobs_adds_none() -> None:
+def test_one_stretch_is_passed_on_as_it_is() -> None:
     some = Logprobs([-1.0], [[(5, -2.0)]])
 
-    assert joined(some, None) is joined(None, some) is some
-    assert joined(None, None) is None
+    assert joined([some]) is some
+    assert joined([]) is None
