@@ -368,6 +368,17 @@ def test_a_stream_that_lost_its_place_reads_only_what_is_no_longer_cached() -> N
     assert engine.finish_of("b")[1].cached_tokens == 0
 
 
+def test_who_still_reads_makes_room_for_those_before_it() -> None:
+    engine = Engine(kv_tokens=160, prefill_chunk=4)
+    engine.submit("a", prompt_tokens=15)
+    while not engine.speakers():
+        pass
+    engine.submit("b", prompt_tokens=128)
+    before = [engine.speakers() for _ in range(17)]
+    assert before == [["a"]] * 17 and engine.busy == (2, 0)
+    assert engine.speakers() == ["a"] and engine.busy == (1, 1)
+
+
 def test_the_first_in_order_never_loses_its_place_and_all_come_to_an_end() -> None:
     engine = Engine(Plan([(token_id,) for token_id in range(50)]), kv_tokens=160, max_running=8)
     keys = "abcdefghijklmnop"
