@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_FREE_THREADED_BUILD = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -237,6 +238,14 @@ class Gateway(Process):
     def log(self) -> list[dict[str, Any]]:
         """The log's entries so far."""
         return [json.loads(line) for line in self._lines["stderr"] if line.startswith('{"time"')]
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Also when nobody has asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 BUSY = ("gateway_active_requests", "gateway_worker_in_flight", "gateway_worker_running", "gateway_worker_waiting")

@@ -3,13 +3,13 @@
 import psutil
 
 from tests import chat
-from tests.processes import Gateway, eventually
+from tests.processes import Gateway, eventually, has_ended
 
 
 def executor_of(gateway: Gateway) -> psutil.Process | None:
     """The simulator that runs now."""
     children = psutil.Process(gateway.child.pid).children()
-    return next((child for child in children if child.status() != psutil.STATUS_ZOMBIE), None)
+    return next((child for child in children if not has_ended(child)), None)
 
 
 def kill_executor(gateway: Gateway) -> None:

@@ -17,7 +17,7 @@ from gateway.server import StartError, listen
 from tests import chat
 from tests.demo_model import ids_of
 from tests.executor import FakeExecutor, flood
-from tests.processes import GIL_ARGUMENTS, ROOT, Gateway, Simulator, environment, eventually, wait_until_idle
+from tests.processes import GIL_ARGUMENTS, ROOT, Gateway, Simulator, environment, eventually, has_ended, wait_until_idle
 
 
 def failed_start(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def test_a_signal_ends_an_idle_gateway_and_its_executor(number: signal.Signals) 
         gateway.send_signal(number)
 
         assert gateway.exit_code() == 0
-        assert not executor.is_running()
+        eventually(lambda: has_ended(executor), "the executor's end")
         assert not gateway.lines('"level": "(WARNING|ERROR)"')
 
 
@@ -183,7 +183,7 @@ def test_killed_with_9_the_gateway_takes_its_executor_along() -> None:
             gateway.send_signal(signal.SIGKILL)
 
             gateway.exit_code()
-        executor.wait(10)
+        eventually(lambda: has_ended(executor), "the executor's end")
 
 
 def test_a_busy_port_is_an_error_that_names_it() -> None:
