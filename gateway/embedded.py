@@ -45,6 +45,7 @@ class EmbeddedExecutor:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
     def _follow(self) -> None:
         port, address = 0, None
