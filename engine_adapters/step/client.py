@@ -42,10 +42,10 @@ class StepClient(Generic[Key]):
     `count_fault(kind)` is told of whatever the executor sent that made no sense: "malformed_frame", "unknown_stream",
     "kv_gap".
 
-    `on_kv_events(events, is_snapshot)` is told how the executor's prefix cache changes. The first call, for the first
-    frame, is the snapshot: it says all there is, whatever was known of this executor before, nothing at all included.
-    When events were missed later ("kv_gap") the next ones come all the same and what they add up to may be wrong, until
-    a new client attaches.
+    `on_kv_events(events, is_first)` is told how the executor's prefix cache changes. The first call, for the first
+    frame, means that whatever was known of this executor is void; these events and the next ones tell what there is.
+    When events were missed ("kv_gap") the next ones come all the same and what they add up to may be wrong, until a new
+    client attaches.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StepClient(Generic[Key]):
         self._address = address
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
-        self._kv_event_number = 0
+        self._kv_events = 0
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._keys: dict[int, Key] = {}
         self._stream_ids: dict[Key, int] = {}
@@ -187,7 +187,7 @@ class StepClient(Generic[Key]):
         logprobs = {entry.stream_id: translation.as_logprobs(entry) for entry in frame.logprobs}
         if frame.load is not None:
             self._load = translation.as_load(frame.load)
-        if frame.kv_events or frame.kv_event_number or frame.protocol_version:
+        if frame.kv_events or frame.protocol_version:
             self._note_kv_events(frame)
         deliveries: list[Delivery[Key]] = []
         keys = self._keys
@@ -211,13 +211,13 @@ class StepClient(Generic[Key]):
         return deliveries
 
     def _note_kv_events(self, frame: messages.StepFrame) -> None:
-        is_snapshot = frame.protocol_version > 0
-        if not is_snapshot and frame.kv_event_number != self._kv_event_number + len(frame.kv_events):
+        self._kv_events += len(frame.kv_events)
+        if frame.kv_event_number != (self._kv_events if frame.kv_events else 0):
             self._count_fault("kv_gap")
-        self._kv_event_number = frame.kv_event_number
+            self._kv_events = frame.kv_event_number
         if self._on_kv_events is not None:
             events = map(translation.as_kv_event, frame.kv_events)
-            self._on_kv_events([event for event in events if event is not None], is_snapshot)
+            self._on_kv_events([event for event in events if event is not None], frame.protocol_version > 0)
 
     def _note_unknown(self, stream_id: int) -> None:
         # Tokens that were under way when we aborted are no fault.

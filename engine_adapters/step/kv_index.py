@@ -1,4 +1,4 @@
-"""What the engine's prefix cache holds, told by its own events, so that each gateway can be told all of it first.
+"""What the engine's prefix cache holds, told by its own events, so that who comes later can be told all of it.
 
 Threads: none of its own; the server's event loop.
 """
@@ -8,19 +8,20 @@ from typing import TypeAlias
 
 from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
 
+CHAIN_BLOCKS = 256
+"""A snapshot tells of at most this many blocks in one event."""
+
 Block: TypeAlias = tuple[int, bytes, str]
 """(hash of the block before it, its token ids, cache salt)"""
 
 
 class KvIndex:
-    """The blocks of each rank by hash, in the order they were stored. `number` counts the events so far."""
+    """The blocks of each rank by hash, in the order they were stored."""
 
     def __init__(self) -> None:
-        self.number = 0
         self._ranks: dict[int, dict[int, Block]] = {}
 
     def apply(self, event: KvEvent) -> None:
-        self.number += 1
         blocks = self._ranks.setdefault(event.dp_rank, {})
         if isinstance(event, KvStored):
             _store(blocks, event)
@@ -30,9 +31,10 @@ class KvIndex:
         elif isinstance(event, KvCleared):
             blocks.clear()
 
-    def snapshot(self) -> list[KvStored]:
-        """Events that make an empty cache hold what this one does."""
-        return [event for rank, blocks in self._ranks.items() for event in _chains(rank, blocks)]
+    def snapshot(self) -> Iterator[KvStored]:
+        """Events that make an empty cache hold what this one does now, worked out one by one as they are asked for."""
+        ranks = [(rank, blocks.copy()) for rank, blocks in self._ranks.items()]
+        return (event for rank, blocks in ranks for event in _chains(rank, blocks))
 
 
 def _store(blocks: dict[int, Block], event: KvStored) -> None:
@@ -44,10 +46,11 @@ def _store(blocks: dict[int, Block], event: KvStored) -> None:
 
 
 def _chains(rank: int, blocks: dict[int, Block]) -> Iterator[KvStored]:
-    """The blocks in order, those that follow each other in one event."""
+    """The blocks in order, as many as follow each other in one event."""
     chain: list[int] = []
     for block_hash, (parent_hash, _, cache_salt) in blocks.items():
-        if chain and (parent_hash, cache_salt) != (chain[-1], blocks[chain[-1]][2]):
+        is_next = chain and (parent_hash, cache_salt) == (chain[-1], blocks[chain[-1]][2])
+        if chain and (not is_next or len(chain) == CHAIN_BLOCKS):
             yield _chain_event(rank, blocks, chain)
             chain = []
         chain.append(block_hash)

@@ -89,9 +89,8 @@ class StepFrame:
     load: Load | None = None
     protocol_version: int = 0  # set in the first frame of a stream
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of this frame's tokens, for streams that asked
-    # what changed in the prefix cache; the first frame begins with all there is
-    kv_events: list[KvEvent] = field(default_factory=list)
-    kv_event_number: int = 0  # of the last event so far, when any came since the last frame: KvEvent says more
+    kv_events: list[KvEvent] = field(default_factory=list)  # what changed in the prefix cache
+    kv_event_number: int = 0  # of the last of kv_events
 
 
 @dataclass(slots=True)
@@ -109,9 +108,8 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class KvEvent:
-    """A change of the prefix cache. Events are numbered from 1 on while the executor lives, in the order of sending.
-    The first frame stands for all events up to its kv_event_number, whatever it contains; from then on that number
-    grows by as many events as a frame has. A receiver that finds otherwise missed some and attaches again.
+    """A change of the prefix cache. To a gateway that attaches it is empty: the first events tell what is there by then.
+    Each Attach numbers its events from 1 on, in the order of sending. A receiver that misses one attaches again.
     """
 
     LAYOUT: ClassVar[Layout]

@@ -124,12 +124,11 @@ class StepServer:
 
     def emit_kv_events(self, events: Iterable[KvEvent]) -> None:
         """Tell all gateways how the prefix cache changed; who attaches later is told what has become of it."""
-        translated = []
+        events = [*events]
         for event in events:
             self._kv_index.apply(event)
-            translated.append(translation.kv_event_message(event))
         for session in self._sessions:
-            session.add_kv_events(translated, self._kv_index.number)
+            session.kv_events += events
             session.wake.set()
 
     async def frames_taken(self, timeout: float) -> None:
@@ -175,9 +174,8 @@ class StepServer:
 
     async def _attach(self, _requests: object, context: Context) -> None:
         await self._check_hello(context)
-        session = Session(context.peer())
         # In one go: the snapshot holds what was emitted before, and the session gets what is emitted from now on.
-        session.add_kv_events(map(translation.kv_event_message, self._kv_index.snapshot()), self._kv_index.number)
+        session = Session(context.peer(), self._kv_index.snapshot())
         self._sessions.add(session)
         log.info("%s attached", session.peer)
         reader = asyncio.create_task(self._read(session, context))

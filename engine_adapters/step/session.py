@@ -6,10 +6,13 @@ Threads: none of its own; the server's event loop.
 import asyncio
 from array import array
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, islice
 
-from engine_adapters.base import Finish, Load, Logprobs
+from engine_adapters.base import Finish, KvEvent, Load, Logprobs
 from engine_adapters.step import messages, translation
+
+KV_EVENTS_PER_FRAME = 64
+"""About a millisecond for who reads them: tokens must not wait for a large snapshot."""
 
 
 class Stream:
@@ -30,17 +33,19 @@ class Stream:
 class Session:
     """One gateway's Attach: its live streams and what it has not been sent yet.
 
-    `objection` is what makes the session end: something the gateway sent that cannot be read.
+    `kv_snapshot` are the KV events that it is to be told first. `objection` is what makes the session end: something
+    the gateway sent that cannot be read.
     """
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, kv_snapshot: Iterable[KvEvent] = ()) -> None:
         self.peer = peer
         self.streams: dict[int, Stream] = {}
         self.token_ids: dict[int, list[int]] = {}
         self.finished: list[messages.Finished] = []
         self.logprobs: dict[int, Logprobs] = {}
-        self.kv_events: list[messages.KvEvent] = []
-        self.kv_event_number = 0
+        self.kv_events: list[KvEvent] = []
+        self._kv_snapshot = iter(kv_snapshot)
+        self._kv_events_sent = 0
         self.objection = ""
         self.wake = asyncio.Event()
         self.writer: asyncio.Task[None] | None = None
@@ -66,18 +71,12 @@ class Session:
             )
         self.logprobs[stream_id] = logprobs
 
-    def add_kv_events(self, events: Iterable[messages.KvEvent], number: int) -> None:
-        """`number` is that of the last event so far."""
-        self.kv_events.extend(events)
-        self.kv_event_number = number
-
     def next_frame(self, step: int, load: Load) -> messages.StepFrame:
         """A frame with everything the gateway has not been sent yet."""
         gathered, self.token_ids = self.token_ids, {}
         finished, self.finished = self.finished, []
         logprobs, self.logprobs = self.logprobs, {}
-        kv_events, self.kv_events = self.kv_events, []
-        kv_event_number, self.kv_event_number = self.kv_event_number, 0
+        kv_events = self._next_kv_events()
         self.is_quiet = False
         token_ids = [*chain.from_iterable(gathered.values())]
         has_one_each = len(token_ids) == len(gathered)
@@ -89,6 +88,18 @@ class Session:
             finished=finished,
             load=translation.load_message(load),
             logprobs=[translation.logprobs_message(*each) for each in logprobs.items()],
-            kv_events=kv_events,
-            kv_event_number=kv_event_number,
+            kv_events=[translation.kv_event_message(event) for event in kv_events],
+            kv_event_number=self._kv_events_sent if kv_events else 0,
         )
+
+    def _next_kv_events(self) -> list[KvEvent]:
+        """Those of the snapshot come first; what is too much for one frame is left for the next."""
+        events = [*islice(self._kv_snapshot, KV_EVENTS_PER_FRAME)]
+        if self.kv_events and len(events) < KV_EVENTS_PER_FRAME:
+            count = KV_EVENTS_PER_FRAME - len(events)
+            events += self.kv_events[:count]
+            del self.kv_events[:count]
+        if len(events) == KV_EVENTS_PER_FRAME:
+            self.wake.set()
+        self._kv_events_sent += len(events)
+        return events

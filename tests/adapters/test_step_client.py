@@ -72,7 +72,7 @@ class Connection:
         self.client: StepClient[str] = StepClient(
             f"127.0.0.1:{port}",
             lambda kind: self.faults.update([kind]),
-            lambda events, is_snapshot: self.kv_events.put_nowait((events, is_snapshot)),
+            lambda events, is_first: self.kv_events.put_nowait((events, is_first)),
         )
         self._running: asyncio.Task[None] | None = None
 
@@ -262,7 +262,7 @@ def test_stream_ids_of_one_submit_never_wrap_around(run: Run, monkeypatch: pytes
     run(story())
 
 
-def test_kv_events_arrive_after_a_snapshot(run: Run) -> None:
+def test_kv_events_arrive_and_the_first_frame_says_that_they_begin_anew(run: Run) -> None:
     async def story() -> None:
         async with attached() as (connection, _, server):
             events: list[KvEvent] = [KvStored(0, (11, 12), u32(1, 2), "salt", 1), KvRemoved((12,), 1)]
@@ -273,16 +273,16 @@ def test_kv_events_arrive_after_a_snapshot(run: Run) -> None:
     run(story())
 
 
-HELLO = StepFrame(protocol_version=PROTOCOL_VERSION, kv_event_number=5)
+HELLO = StepFrame(protocol_version=PROTOCOL_VERSION)
 STORED = messages.KvEvent(messages.KV_EVENT_KIND_STORED, block_hashes=u64(11), token_ids=u32(1))
 
 
 def test_kv_events_that_are_missing_are_counted(run: Run) -> None:
     frames = [
         HELLO,
-        StepFrame(kv_events=[STORED], kv_event_number=6),
-        StepFrame(kv_events=[STORED], kv_event_number=9),
-        StepFrame(kv_events=[STORED, STORED], kv_event_number=11),
+        StepFrame(kv_events=[STORED], kv_event_number=1),
+        StepFrame(kv_events=[STORED], kv_event_number=4),
+        StepFrame(kv_events=[STORED, STORED], kv_event_number=6),
     ]
 
     async def story() -> None:
@@ -298,7 +298,7 @@ def test_kv_events_that_are_missing_are_counted(run: Run) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        StepFrame(kv_events=[messages.KvEvent(messages.KV_EVENT_KIND_STORED)], kv_event_number=6),
+        StepFrame(kv_events=[messages.KvEvent(messages.KV_EVENT_KIND_STORED)], kv_event_number=1),
         StepFrame(stream_ids=u32(1), token_ids=u32(5, 6)),
         StepFrame(
             stream_ids=u32(1), token_ids=u32(5), logprobs=[messages.TokenLogprobs(1, f32(1, 2), top_counts=u32(0, 0))]

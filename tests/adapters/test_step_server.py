@@ -563,10 +563,29 @@ def test_a_gateway_that_comes_later_is_first_told_all_that_is_cached(run: Run) -
                 messages.KvEvent(stored, block_hashes=u64(21), token_ids=u32(1, 2), cache_salt="salt"),
                 messages.KvEvent(stored, parent_hash=12, block_hashes=u64(14), token_ids=u32(7, 8)),
             ]
-            assert first.kv_event_number == 6
+            assert first.kv_event_number == 3
             fixture.server.emit_kv_events([KvRemoved((21,))])
             frame = await late.read_news()
-            assert (frame.kv_event_number, len(frame.kv_events)) == (7, 1)
+            assert (frame.kv_event_number, len(frame.kv_events)) == (4, 1)
+
+    run(story())
+
+
+def test_what_is_cached_comes_in_pieces_and_what_changes_meanwhile_after_it(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            hashes = [*range(1, 1001)]
+            fixture.server.emit_kv_events([KvStored(0, (block_hash,), u32(block_hash)) for block_hash in hashes])
+            gateway = Gateway(f"127.0.0.1:{fixture.port}")
+            fixture.gateways.append(gateway)
+            frames = [await gateway.greet()]
+            fixture.server.emit_kv_events([KvRemoved((7,))])
+            while frames[-1].kv_event_number < 1001:
+                frames.append(await gateway.read_news())
+            events = [event for frame in frames for event in frame.kv_events]
+            assert [event.block_hashes for event in events] == [u64(block_hash) for block_hash in (*hashes, 7)]
+            assert events[-1].kind == messages.KV_EVENT_KIND_REMOVED
+            assert max(len(frame.kv_events) for frame in frames) < 100
 
     run(story())
 

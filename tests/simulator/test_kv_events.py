@@ -132,4 +132,4 @@ def test_a_snapshot_of_a_cache_holds_each_chain_in_one_event() -> None:
     index = KvIndex()
     index.apply(KvStored(0, (11, 12), b"\0" * 32))
     index.apply(KvStored(12, (13,), b"\1" * 16))
-    assert index.snapshot() == [KvStored(0, (11, 12, 13), b"\0" * 32 + b"\1" * 16)]
+    assert [*index.snapshot()] == [KvStored(0, (11, 12, 13), b"\0" * 32 + b"\1" * 16)]
