@@ -108,7 +108,7 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class KvEvent:
-    """A change of the prefix cache. To a gateway that attaches it is empty: the first events tell what is there by then.
+    """A change of the prefix cache. To a gateway that attaches it is empty: the first events tell what is cached.
     Each Attach numbers its events from 1 on, in the order of sending. A receiver that misses one attaches again.
     """
 
