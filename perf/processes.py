@@ -1,5 +1,6 @@
 """The processes of a measurement: started with a first line that says where they are, ended by their `with`."""
 
+import argparse
 import json
 import os
 import re
@@ -50,10 +51,11 @@ def word_simulator(*options: str) -> Iterator[Process]:
 
 
 @contextmanager
-def gateway(worker: Process, http_threads: int, *launcher: str) -> Iterator[Process]:
+def gateway(worker: Process, options: argparse.Namespace, *launcher: str) -> Iterator[Process]:
     """A gateway before `worker`; `launcher` is another module to start it, and what that wants before our options."""
-    options = ["--worker", f"step://127.0.0.1:{worker.port}", "--http-threads", str(http_threads)]
-    with _started(*launcher or ("gateway",), *options, "--port", "0", "--log-level", "warning") as popen:
+    chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
+    fixed = ["--worker", f"step://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
+    with _started(*launcher or ("gateway",), *fixed, *chosen) as popen:
         yield Process(popen, _port_of(_first_line(popen)))
 
 
@@ -63,6 +65,11 @@ def bare_app(*options: str) -> Iterator[Process]:
         stamps = folder / "stamps"
         with _started("perf.bare_app", "--stamps", str(stamps), *options) as popen:
             yield Process(popen, _port_of(_first_line(popen)), stamps)
+
+
+def add_gateway_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
+    parser.add_argument("--server", default="hypercorn", metavar="NAME", help="the gateway's HTTP server")
 
 
 def cpu_ns(pid: int) -> int:

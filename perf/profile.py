@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=20000, metavar="N")
     parser.add_argument("--whole", action="store_true", help="requests: not streamed")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N")
-    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
+    processes.add_gateway_options(parser)
     parser.add_argument("--top", type=int, default=25, metavar="N", help="rows of each table")
     return parser.parse_args(arguments)
 
@@ -84,7 +84,7 @@ def token_cpu(options: argparse.Namespace, switch: str, launcher: Sequence[str])
     """Samples a wave of streams; returns the µs of a token in a wave that is not sampled, and "token"."""
     with (
         processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
-        processes.gateway(worker, options.http_threads, *launcher) as server,
+        processes.gateway(worker, options, *launcher) as server,
     ):
         bench = Bench(server, worker, samples.CHAT_PATH, options.tokens)
         cpu_us = bench.run(options.streams).cpu_us
@@ -96,7 +96,7 @@ def request_cpu(options: argparse.Namespace, switch: str, launcher: Sequence[str
     """The same for one-token requests."""
     with (
         processes.word_simulator("--speed", "0") as worker,
-        processes.gateway(worker, options.http_threads, *launcher) as server,
+        processes.gateway(worker, options, *launcher) as server,
     ):
         path, stream = samples.CHAT_PATH, not options.whole
         cpu_us = requests.run(server, path, stream, options).cpu_us

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = []
     with (
         processes.word_simulator("--speed", "0") as worker,
-        processes.gateway(worker, options.http_threads) as server,
+        processes.gateway(worker, options) as server,
         processes.bare_app(*samples.bare_events(server.port), *samples.bare_reply(server.port)) as bare,
     ):
         for name, stream, path in (("streamed", True, "/events"), ("not streamed", False, "/reply")):
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=4000, metavar="N", help="requests in a run (default: 4000)")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="connections (default: 32)")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each, the median counts")
-    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
+    processes.add_gateway_options(parser)
     return parser.parse_args(arguments)
 
 

@@ -91,11 +91,12 @@ def main(arguments: Sequence[str]) -> None:
     pace = ("--tokens", str(options.tokens), "--step-ms", str(options.step_ms))
     with (
         processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
-        processes.gateway(worker, options.http_threads) as server,
+        processes.gateway(worker, options) as server,
         processes.bare_app(*pace, *samples.bare_events(server.port)) as bare_server,
     ):
         ours = Bench(server, worker, samples.CHAT_PATH, options.tokens)
         bare = Bench(bare_server, bare_server, "/events", options.tokens)
+        sys.stdout.write(f"idle gateway: {processes.resident_mb(server.pid):.0f} MB\n\n")
         for bench in (ours, bare):
             bench.run(WARM_STREAMS)  # not counted: caches fill and the interpreter specialises
         for streams in options.streams:
@@ -111,7 +112,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens a stream (default: 100)")
     parser.add_argument("--step-ms", type=float, default=20.0, metavar="MS", help="an engine step (default: 20)")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each, the median counts")
-    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
+    processes.add_gateway_options(parser)
     return parser.parse_args(arguments)
 
 
