@@ -10,6 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+# The parser in Python, also where the C one loads: that one is asked in a process of its own (upb_oracle.py).
+os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 ROOT = Path(__file__).resolve().parents[2]

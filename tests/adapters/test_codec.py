@@ -1,6 +1,7 @@
 """Tests of the wire codec, most of them against google.protobuf: pure Python here, C in the tools' interpreter."""
 
 import math
+import os
 import random
 import struct
 import subprocess
@@ -317,6 +318,7 @@ def test_we_take_and_refuse_the_bytes_that_the_c_parser_takes_and_refuses(
         text=True,
         check=True,
         timeout=60,
+        env={**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "upb"},
     )
     answers = oracle.stdout.split("\n")[:-1]
     assert len(answers) == len(cases)
