@@ -52,7 +52,10 @@ class Config:
         default_text="an embedded simulator for each model",
     )
     server: str = option(
-        "hypercorn", "the HTTP server: hypercorn, or granian if it is installed", "NAME", one_of("hypercorn", "granian")
+        "hypercorn",
+        "the HTTP server: hypercorn, or granian (experimental: it drops requests on 3.13t)",
+        "NAME",
+        one_of("hypercorn", "granian"),
     )
     http_threads: int = option(
         max(1, (os.cpu_count() or 1) // 4),

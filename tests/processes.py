@@ -188,20 +188,28 @@ class Gateway(Process):
         words = [*GIL_ARGUMENTS, "--port", "0", "--log-format", "json", *arguments]
         for url in workers:
             words += ["--worker", url]
+        self._clients: dict[int, httpx.Client] = {}
         super().__init__([sys.executable, *program, *words], env)
         try:
             self.url = self.line(r"listening on (http://[^\s\"]+)")[1]
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if hasattr(self, "client"):
-            self.client.close()
+        for client in self._clients.values():
+            client.close()
         super().__exit__(kind, error, trace)
+
+    @property
+    def client(self) -> httpx.Client:
+        """The calling thread's own: without a GIL, threads that share httpx's pool close each other's connections."""
+        client = self._clients.get(threading.get_ident())
+        if client is None:
+            client = self._clients[threading.get_ident()] = httpx.Client(base_url=self.url, timeout=PATIENCE)
+        return client
 
     @property
     def port(self) -> int:
