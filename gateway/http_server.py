@@ -1,8 +1,4 @@
-"""HTTP on one event loop: hypercorn's protocols, with a short way out for streamed chunks and timers instead of tasks.
-
-hypercorn's own path from `send` to the socket makes three event objects and passes h11's state machine for each chunk,
-and keeps a task per idle connection. On 3.13t that is most of what a streamed token costs (docs/performance.md). The
-subclasses here replace those two things only; parsing, HTTP/2, limits and errors stay hypercorn's.
+"""HTTP on one event loop: HTTP/1.1 by gateway.http1, HTTP/2 and the lifespan by hypercorn.
 
 Threads: everything runs on the loop that `serve` was called on.
 """
@@ -18,9 +14,11 @@ from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from gateway import http1, log
+from gateway import log
+from gateway.http1 import Connection, Serving
 
 BACKLOG = 4096
 KEEP_ALIVE_SECONDS = 75
@@ -38,8 +36,8 @@ async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> N
     lifespan_task = loop.create_task(lifespan.handle_lifespan())
     await lifespan.wait_for_startup()
     http2 = Http2(wrapped, config, state)
-    serving = http1.Serving(app, state, http2.take_over)
-    server = await loop.create_server(lambda: http1.Connection(serving), sock=listener, backlog=config.backlog)
+    serving = Serving(app, state, http2.take_over)
+    server = await loop.create_server(lambda: Connection(serving), sock=listener, backlog=BACKLOG)
     await stopping.wait()
     server.close()
     serving.stop()
@@ -52,13 +50,14 @@ async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> N
 
 
 class Http2:
-    """hypercorn's HTTP/2, for clients that begin with it."""
+    """hypercorn's HTTP/2, for the connections of clients that begin with it (prior knowledge)."""
 
-    def __init__(self, app: Any, config: Config, state: dict[str, Any]) -> None:
+    def __init__(self, app: AppWrapper, config: Config, state: dict[str, Any]) -> None:
         self.context = WorkerContext(None)
         self._arguments = (app, asyncio.get_running_loop(), config, self.context, state)
 
     def take_over(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Serve the client of `transport`, of which `data` has been read."""
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader, self._connected)
         transport.set_protocol(protocol)
@@ -72,7 +71,6 @@ class Http2:
 def settings() -> Config:
     """What hypercorn's protocols need to know."""
     config = Config()
-    config.backlog = BACKLOG
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = sys.maxsize
     config.include_server_header = False
