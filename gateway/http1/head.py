@@ -10,6 +10,7 @@ TARGET = re.compile(rb"[!-~]+")
 VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 LENGTH = re.compile(rb"[0-9]{1,15}")
+VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
 
 
 class Malformed(Exception):
@@ -67,7 +68,7 @@ def _request_line(line: bytes) -> tuple[str, bytes, str]:
     if not TOKEN.fullmatch(method) or not TARGET.fullmatch(target):
         raise Malformed(400, "the request line is malformed")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-        raise Malformed(505 if version.startswith(b"HTTP/") else 400, "the request is not HTTP/1.1")
+        raise Malformed(505 if VERSION.fullmatch(version) else 400, "the request is not HTTP/1.1")
     if not target.startswith(b"/"):
         target = _origin_form(method, target)
     return method.decode(), target, version[5:].decode()
