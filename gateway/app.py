@@ -36,6 +36,7 @@ from gateway.metrics import (
 from gateway.types import RequestRecord
 
 MAX_REQUEST_ID = 128
+MAX_ROUTING_KEY = 256
 
 
 class App:
@@ -145,6 +146,8 @@ def new_record(scope: Scope) -> RequestRecord:
             text: str = value.decode("latin-1")
             if text.isascii() and text.isprintable() and 0 < len(text) <= MAX_REQUEST_ID:
                 record.request_id = text
+        elif name == b"x-routing-key":
+            record.routing_key = value[:MAX_ROUTING_KEY].decode("latin-1")
         elif name == b"x-server-timing":
             record.wants_timing = value == b"end"
     record.request_id = record.request_id or os.urandom(16).hex()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway import config, doctor, log, server
 from gateway.model import load_models
-from gateway.routing import AddressError, WorkerAddress
+from gateway.routing import AddressError, Policies, PolicyError, WorkerAddress
 
 USAGE_ERROR = 2
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         return doctor.main(arguments[1:])
     try:
         return serve(config.load(arguments, os.environ))
-    except (config.ConfigError, TokenizerFileError, AddressError, server.StartError) as error:
+    except (config.ConfigError, TokenizerFileError, AddressError, PolicyError, server.StartError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return USAGE_ERROR
 
@@ -31,8 +31,9 @@ def serve(settings: config.Config) -> int:
     log.configure(settings.log_format, settings.log_level)
     workers = [WorkerAddress.parse(url) for url in settings.worker]
     models = load_models(settings.model_path)
+    policies = Policies(settings.policy, models)
     gc.freeze()
-    return server.run(settings, models, workers)
+    return server.run(settings, models, workers, policies)
 
 
 def gil_refusal(allow_gil: bool) -> str | None:

@@ -51,6 +51,13 @@ class Config:
         "URL",
         default_text="an embedded simulator for each model",
     )
+    policy: tuple[str, ...] = option(
+        (),
+        "who gets a request, for all models, one, or its workers of one role: cache_aware, least_load, power_of_two, "
+        "round_robin, random, prefix_hash, consistent_hashing, sticky, bucket or passthrough (docs/routing.md)",
+        "[MODEL[/ROLE]=]NAME",
+        default_text="cache_aware",
+    )
     server: str = option(
         "hypercorn",
         "the HTTP server: hypercorn, or granian (experimental: it drops requests on 3.13t)",

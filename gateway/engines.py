@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +20,24 @@ from engine_adapters.base import (
     EngineLost,
     Finish,
     FinishReason,
+    KvEvent,
     Load,
     Submission,
 )
 from engine_adapters.step.client import StepClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
-from gateway.routing import Router, Worker, WorkerAddress, WorkerState
+from gateway.routing import Lease, Router, Worker, WorkerAddress, WorkerState
 from gateway.streams import Batch, Choice, Stream
 from gateway.threads import Mailbox, Supervisor
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {"step": StepClient}
+type OnKvEvents = Callable[[Sequence[KvEvent], bool], None]
+
+ENGINES: dict[str, Callable[[str, Callable[[str], None], OnKvEvents], Engine[Choice]]] = {"step": StepClient}
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""
+REPORT_SECONDS = 0.02
+"""The router hears of a worker's load this often at most."""
 RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -47,15 +52,16 @@ class Session:
         self.worker = Worker(worker_name, address, self)
         self._thread = thread
         self._engine: Engine[Choice] | None = None
-        self._streams: set[Stream] = set()
+        self._streams: dict[Stream, Lease] = {}
+        self._reported_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Session {self.worker.name}: {len(self._streams)} streams>"
 
-    def start(self, stream: Stream, submission: Submission) -> None:
+    def start(self, stream: Stream, submission: Submission, lease: Lease) -> None:
         """From an HTTP loop: submit; whatever happens, the stream gets a Finish."""
         choices = stream.choices  # now, since the stream forgets them when it is closed
-        self._thread.post(lambda: self._submit(stream, choices, submission))
+        self._thread.post(lambda: self._submit(stream, choices, submission, lease))
 
     def stop(self, choices: list[Choice]) -> None:
         """From an HTTP loop: abort; nothing more will be delivered for them."""
@@ -70,6 +76,7 @@ class Session:
         engine, state = self._engine, self._state().state
         if engine is None or state not in ("ready", "suspect"):
             return
+        self._thread.post(lambda: self._report(engine))
         is_silent = time.monotonic() - engine.last_frame_at > SUSPECT_SECONDS
         if is_silent != (state == "suspect"):
             self._thread.post(lambda: self._suspect(engine, is_silent))
@@ -102,7 +109,8 @@ class Session:
             failures += 1
 
     async def _serve_once(self) -> None:
-        engine = ENGINES[self.worker.address.scheme](self.worker.address.target, self._count_fault)
+        make = ENGINES[self.worker.address.scheme]
+        engine = make(self.worker.address.target, self._count_fault, self._note_kv_events)
         try:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
@@ -119,15 +127,28 @@ class Session:
             reason = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else ""
             self._publish(replace(self._state(), state="suspect" if is_silent else "ready", reason=reason))
 
-    def _submit(self, stream: Stream, choices: list[Choice], submission: Submission) -> None:
+    def _report(self, engine: Engine[Choice]) -> None:
+        if engine is self._engine and engine.last_frame_at > self._reported_at:
+            self._reported_at = time.monotonic()
+            self._thread.router.report(self.worker, engine.load)
+
+    def _note_kv_events(self, events: Sequence[KvEvent], is_first: bool) -> None:
+        for _ in range(self._thread.router.note_kv_events(self.worker, events, is_first)):
+            self._count_fault("kv_event")
+
+    def _submit(self, stream: Stream, choices: list[Choice], submission: Submission, lease: Lease) -> None:
         if self._engine is None:
             self._post(_ends(choices, f"worker {self.worker.name} was lost"))
             return
-        self._streams.add(stream)
+        self._streams[stream] = lease
+        lease.sent()
         self._engine.submit(choices, submission)
 
     def _abort(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
+            lease = self._streams.get(choice.stream)
+            if lease is not None:
+                lease.withdraw()
             self._close(choice)
             if self._engine is not None:
                 self._engine.abort(choice)
@@ -136,17 +157,27 @@ class Session:
         stream = choice.stream
         stream.open_choices.discard(choice)
         if not stream.open_choices:
-            self._streams.discard(stream)
+            self._streams.pop(stream, None)
 
     def _deliver(self, deliveries: Batch) -> None:
         engine = self._engine
         assert engine is not None, "an engine delivers only while it runs"
         now = engine.last_frame_at
+        if now - self._reported_at > REPORT_SECONDS:
+            self._report(engine)
         for choice, _, finish, _ in deliveries:
             choice.stream.progressed_at = now
             if finish is not None:
-                self._close(choice)
+                self._end(choice, finish)
         self._post(deliveries)
+
+    def _end(self, choice: Choice, finish: Finish) -> None:
+        lease = self._streams.get(choice.stream)
+        if lease is not None and finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
+            lease.ended(finish.cached_tokens)
+        elif lease is not None:
+            lease.withdraw()
+        self._close(choice)
 
     def _post(self, deliveries: Batch) -> None:
         for mailbox, batch in _by_mailbox(deliveries).items():
@@ -154,7 +185,7 @@ class Session:
                 self._abort(choice for choice, *_ in batch)
 
     def _end_streams(self, reason: str) -> None:
-        streams, self._streams = self._streams, set()
+        streams, self._streams = self._streams, {}
         for stream in streams:
             self._post(_ends(stream.open_choices, reason))
 

@@ -18,7 +18,7 @@ from gateway.http_loop import HttpLoop
 from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS, Pool
-from gateway.routing import Lease, Router, Worker
+from gateway.routing import Lease, Query, Router, Worker
 from gateway.streams import Stream, Take
 from gateway.threads import Supervisor
 from gateway.types import (
@@ -219,6 +219,7 @@ class Attempts:
         self._model = model
         self._submission = submission
         self._record = record
+        self._query = query_of(submission, record)
         self._tried: set[Worker] = set()
         self._attempts = 0
         self._has_begun = False
@@ -259,6 +260,8 @@ class Attempts:
             self._must_retry = True
             return False
         self._has_begun = True
+        if self._lease is not None:
+            self._lease.begin()
         if token_ids:
             self._record.first_token = time.monotonic()
         take(index, token_ids, finish, logprobs)
@@ -266,12 +269,12 @@ class Attempts:
 
     async def _start(self) -> Stream:
         self._attempts += 1
-        lease = self._lease = await wait_for_lease(self._gateway, self._model, self._tried)
+        lease = self._lease = await wait_for_lease(self._gateway, self._model, self._tried, self._query)
         worker, record = lease.worker, self._record
         refuse_unsupported(self._submission, self._gateway.router.snapshot()[worker].info)
         record.worker, record.routed = worker.name, time.monotonic()
         stream = self._stream = Stream(self._loop.mailbox, self._submission.request_id, self._submission.n)
-        worker.session.start(stream, self._submission)
+        worker.session.start(stream, replace(self._submission, dp_rank=lease.dp_rank), lease)
         return stream
 
     def _try_another(self) -> None:
@@ -314,10 +317,16 @@ def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
             raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=name)
 
 
-async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker]) -> Lease:
+def query_of(submission: Submission, record: RequestRecord) -> Query:
+    """What of a request the router is to know."""
+    lora_id = submission.lora.id if submission.lora else 0
+    return Query(submission.token_ids, (lora_id, submission.cache_salt), record.routing_key, submission.n)
+
+
+async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker], query: Query) -> Lease:
     """A lease, after a while if no worker is ready just now; raises Unavailable."""
     try:
-        return gateway.router.lease(model.name, tried)
+        return gateway.router.lease(model.name, tried, query)
     except Unavailable as error:
         unavailable = error
     changed = asyncio.Event()
@@ -326,7 +335,7 @@ async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker]) -> 
         async with asyncio.timeout(gateway.config.connect_seconds):
             while True:
                 try:
-                    return gateway.router.lease(model.name, tried)
+                    return gateway.router.lease(model.name, tried, query)
                 except Unavailable as error:
                     unavailable = error
                 await changed.wait()

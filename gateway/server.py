@@ -46,7 +46,7 @@ from gateway.metrics import (
 )
 from gateway.model import Model
 from gateway.pools import Pool
-from gateway.routing import STATES, Router, WorkerAddress
+from gateway.routing import STATES, Policies, Router, WorkerAddress
 from gateway.threads import Alarm, Supervisor
 from gateway.watch import Watch
 
@@ -63,11 +63,13 @@ class StartError(Exception):
 class Server:
     """A running gateway. Raises StartError when the address cannot be had."""
 
-    def __init__(self, config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> None:
+    def __init__(
+        self, config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies
+    ) -> None:
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
-        registry, router = Registry(), Router()
+        registry, router = Registry(), Router(policies)
         admit = functools.partial(admitted_model, models)
         cores = threading.Semaphore(os.cpu_count() or 1)
         self.gateway = Gateway(
@@ -282,9 +284,9 @@ def count_collections(cells: Cells) -> None:
     gc.callbacks.append(note)
 
 
-def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> int:
+def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies) -> int:
     """Serve until a signal or a failure; returns the exit code. Raises StartError."""
-    server = Server(config, models, workers)
+    server = Server(config, models, workers, policies)
     server.end_on_signals()
     log.event(logging.INFO, f"listening on {server.url}")
     while not server.is_ready() and not server.wait(0.02):

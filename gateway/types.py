@@ -163,6 +163,8 @@ class RequestRecord:
     last_token: float = 0.0
     model: str = ""
     worker: str = ""
+    routing_key: str = ""
+    """The client's x-routing-key."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

@@ -115,7 +115,8 @@ class CompletionAnswer(Answer):
         if len(self._jobs) == 1:
             await self._generate_one(self._jobs[0], self._record, output)
             return
-        records = [RequestRecord(job.request.request_id, self._record.received) for job in self._jobs]
+        received, routing_key = self._record.received, self._record.routing_key
+        records = [RequestRecord(job.request.request_id, received, routing_key=routing_key) for job in self._jobs]
         total = Total(output, self._record, records, self.shape.continuous_usage)
         tasks = [
             asyncio.create_task(self._generate_flushed(job, record, total))

@@ -1,6 +1,21 @@
-"""Which worker takes a request: the workers' state as immutable snapshots, and the policy that chooses among them."""
+"""Which worker takes a request: the workers' state as immutable snapshots, and the policies that choose among them."""
 
 from gateway.routing.address import AddressError, WorkerAddress
-from gateway.routing.router import STATES, Lease, Router, Worker, WorkerState
+from gateway.routing.fleet import Query
+from gateway.routing.policies import POLICIES, Policies, PolicyError
+from gateway.routing.router import Lease, Router
+from gateway.routing.worker import STATES, Worker, WorkerState
 
-__all__ = ["STATES", "AddressError", "Lease", "Router", "Worker", "WorkerAddress", "WorkerState"]
+__all__ = [
+    "POLICIES",
+    "STATES",
+    "AddressError",
+    "Lease",
+    "Policies",
+    "PolicyError",
+    "Query",
+    "Router",
+    "Worker",
+    "WorkerAddress",
+    "WorkerState",
+]

@@ -1,75 +1,138 @@
-"""The router: hands out leases on ready workers, fewest requests in flight for its weight first.
+"""The router: hands out leases on ready workers, each by the policy of its model and role.
 
-Threads: every HTTP loop leases and releases, the engine thread publishes states, the watch reads. `_lock` guards
-`_states` (replaced whole), `_in_flight` and `_turn`, for arithmetic only; `_changed` wakes who waits for a worker.
+Threads: every HTTP loop leases and releases, the engine thread publishes states and reports loads and cached blocks,
+the watch reads. `_lock` guards `_states` and `_fleets` (replaced whole or entry by entry), the candidates' counts and
+`_turn`, for arithmetic only; policies decide without it. What is cached is the engine thread's (blocks.py).
 """
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping
 
-from engine_adapters.base import EngineInfo
+from engine_adapters.base import KvEvent, KvStored, Load
 from gateway.errors import Unavailable
-from gateway.routing.address import WorkerAddress
+from gateway.routing.blocks import BlockIndex, CachedBlocks, seed_for
+from gateway.routing.candidate import Candidate
+from gateway.routing.fleet import Fleet, Memory, Query
+from gateway.routing.policies import Choose, Policies
+from gateway.routing.ring import Ring
+from gateway.routing.worker import Worker, WorkerState
 
-STATES = ("starting", "ready", "suspect", "unfit", "lost")
+DEFAULT_BLOCK_SIZE = 32
+"""TensorRT-LLM's, for engines that do not say."""
+RECENT_BLOCKS = 1024
+"""Of an engine that tells what it caches, so many blocks are believed in before it says so."""
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """`state` is one of STATES; `reason` says in words why a worker is not ready."""
-
-    state: str
-    reason: str = ""
-    model: str = ""
-    info: EngineInfo | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Worker:
-    """One executor as the router knows it. `session` is the engine thread's, and opaque here."""
-
-    name: str
-    address: WorkerAddress
-    session: Any
+type Pool = tuple[str, str]
+"""(model, role)"""
 
 
 class Lease:
-    """One request's place on a worker; `release` gives it back, once."""
+    """One request's place on a candidate, in the role it has. `begin` when its prompt has been read, `release` to give it back, once.
 
-    __slots__ = ("_router", "worker")
+    `sent`, `ended` and `withdraw` are the engine thread's.
+    """
 
-    def __init__(self, router: "Router", worker: Worker) -> None:
+    __slots__ = ("_expected", "_new", "_query", "_router", "_tokens", "candidate", "has_begun", "role")
+
+    def __init__(self, router: "Router", candidate: Candidate, query: Query, role: str) -> None:
         self._router = router
-        self.worker = worker
+        self._query = query
+        self._tokens = query.tokens - query.cached_tokens
+        self._expected = 0
+        self._new: list[int] = []
+        self.candidate = candidate
+        self.role = role
+        self.has_begun = False
+
+    @property
+    def worker(self) -> Worker:
+        return self.candidate.worker
+
+    @property
+    def dp_rank(self) -> int:
+        return self.candidate.dp_rank
+
+    def begin(self) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            self._router.begin(self.candidate, self._tokens)
 
     def release(self) -> None:
-        self._router.release(self.worker)
+        self._router.release(self.candidate, 0 if self.has_begun else self._tokens, self._query.answers, self.has_begun)
+
+    def sent(self) -> None:
+        """The request is on its way, and its prompt is going to be cached."""
+        cache = self._router.cache_of(self.candidate)
+        if cache is not None:
+            now = time.monotonic()
+            keys = self._query.keys(cache.index.block_size)
+            self._expected = 0 if cache.is_told else cache.index.expected(cache.blocks, keys, now)
+            self._new = cache.index.predict(cache.blocks, keys, now)
+
+    def ended(self, cached_tokens: int) -> None:
+        """The engine has said how much of the prompt was cached."""
+        cache = self._router.cache_of(self.candidate)
+        if cache is not None and self._expected:
+            cache.index.correct(cache.blocks, self._expected, cached_tokens // cache.index.block_size)
+            self._expected = 0
+
+    def withdraw(self) -> None:
+        """The request ended early: unless an answer has begun, its prompt may not have been read."""
+        cache = self._router.cache_of(self.candidate)
+        if cache is not None and not self.has_begun:
+            cache.index.withdraw(cache.blocks, self._new)
+
+
+class Cache:
+    """A candidate's prefix cache: its blocks in the index of its model. `is_told`: the engine tells what it caches."""
+
+    __slots__ = ("blocks", "index", "is_told")
+
+    def __init__(self, index: BlockIndex, candidate: Candidate, is_told: bool) -> None:
+        self.index = index
+        self.is_told = is_told
+        self.blocks = CachedBlocks(candidate.bit)
+        if is_told:
+            self.blocks.limit = self.blocks.capacity = RECENT_BLOCKS
 
 
 class Router:
-    def __init__(self) -> None:
+    def __init__(self, policies: Policies | None = None) -> None:
+        self.policies = policies or Policies()
         self._lock = threading.Lock()
         self._states: dict[Worker, WorkerState] = {}
-        self._in_flight: dict[Worker, int] = {}
+        self._candidates: dict[Worker, tuple[Candidate, ...]] = {}
+        self._pools: dict[Worker, Pool] = {}
+        self._slots = 0
+        self._fleets: dict[Pool, tuple[Fleet, Choose]] = {}
+        self._boarded: dict[Pool, Fleet] = {}
+        self._rings: dict[Pool, Ring] = {}
+        self._memories: dict[Pool, Memory] = {}
+        self._indexes: dict[tuple[str, int], BlockIndex] = {}
+        self._caches: dict[Candidate, Cache] = {}
         self._turn = 0
         self._listeners: set[Callable[[], None]] = set()
 
     def __repr__(self) -> str:
-        parts = (f"{w.name} {state.state} {self._in_flight[w]} in flight" for w, state in self.snapshot().items())
+        parts = (f"{w.name} {state.state} {self.in_flight(w)} in flight" for w, state in self.snapshot().items())
         return f"<Router: {', '.join(parts)}>"
 
     def add(self, worker: Worker) -> None:
         with self._lock:
             self._states = {**self._states, worker: WorkerState("starting", "not reached yet")}
-            self._in_flight[worker] = 0
+            self._candidates[worker] = ()
 
     def publish(self, worker: Worker, state: WorkerState) -> None:
         """Replace what is known of a worker."""
         with self._lock:
             self._states = {**self._states, worker: state}
+            if state.state == "ready":
+                self._admit(worker, state)
+            self._fleets = {}
             listeners = list(self._listeners)
+        if state.state in ("unfit", "lost"):
+            self._forget_caches(worker)
         for listener in listeners:
             listener()
 
@@ -77,30 +140,79 @@ class Router:
         """All workers; the dict is never changed."""
         return self._states
 
-    def in_flight(self, worker: Worker) -> int:
-        return self._in_flight[worker]
+    def candidates(self, worker: Worker) -> tuple[Candidate, ...]:
+        """A worker's data-parallel ranks; none before it was ready for the first time."""
+        return self._candidates[worker]
 
-    def lease(self, model: str, tried: set[Worker]) -> Lease:
-        """A place on the least loaded ready worker of `model`, on one of `tried` only if there is no other.
+    def in_flight(self, worker: Worker) -> int:
+        return sum(candidate.in_flight for candidate in self._candidates[worker])
+
+    def ready_roles(self, model: str) -> set[str]:
+        """Those that ready workers of `model` have."""
+        return {state.role for state in self._states.values() if state.state == "ready" and state.model == model}
+
+    def splits(self, model: str) -> bool:
+        """Whether a prefill and a decode worker are there to share requests."""
+        return {"prefill", "decode"} <= self.ready_roles(model)
+
+    def unready(self, model: str) -> str:
+        """Why a request for `model` would have to wait; empty when it need not."""
+        if "any" in self.ready_roles(model) or self.splits(model):
+            return ""
+        return _missing(model, self.ready_roles(model))
+
+    def lease(self, model: str, tried: set[Worker], query: Query, role: str = "any") -> Lease:
+        """A place on a ready worker of `model` with this role, on one of `tried` only if there is no other.
 
         Raises Unavailable.
         """
+        fleet, choose = self._fleets.get((model, role)) or self._new_fleet(model, role)
+        candidate = choose(without(tried, fleet) if tried else fleet, query)
+        lease = Lease(self, candidate, query, role)
         with self._lock:
-            ready = [w for w, state in self._states.items() if state.state == "ready" and state.model == model]
-            candidates = [worker for worker in ready if worker not in tried] or ready
-            if not candidates:
-                raise Unavailable(f"no worker of model {model!r} is ready")
             self._turn += 1
-            # Ties go to whoever comes first, and that rotates, so that idle workers share alike.
-            first = self._turn % len(candidates)
-            rotated = candidates[first:] + candidates[:first]
-            worker = min(rotated, key=lambda worker: self._in_flight[worker] / worker.address.weight)
-            self._in_flight[worker] += 1
-        return Lease(self, worker)
+            candidate.take(query.tokens - query.cached_tokens, query.answers, self._turn)
+        return lease
 
-    def release(self, worker: Worker) -> None:
+    def begin(self, candidate: Candidate, tokens: int) -> None:
+        """Lease's."""
         with self._lock:
-            self._in_flight[worker] -= 1
+            candidate.begin(tokens)
+
+    def release(self, candidate: Candidate, tokens: int, answers: int, has_begun: bool) -> None:
+        """Lease's."""
+        with self._lock:
+            if not has_begun:
+                candidate.begin(tokens)
+            candidate.give_back(answers)
+
+    def report(self, worker: Worker, load: Load) -> None:
+        """What an engine says of itself. Engine thread."""
+        candidates = self._candidates[worker]
+        with self._lock:
+            for candidate, rank_load in zip(candidates, load.ranks or (load,), strict=False):
+                candidate.note(rank_load)
+        for candidate in candidates:
+            cache = self._caches.get(candidate)
+            if cache is not None and not cache.is_told and load.kv_tokens_total:
+                cache.blocks.limit = load.kv_tokens_total // len(candidates) // cache.index.block_size
+
+    def note_kv_events(self, worker: Worker, events: Iterable[KvEvent], is_first: bool) -> int:
+        """How an engine's prefix cache changes; returns how many events made no sense. Engine thread."""
+        if is_first:
+            self._forget_caches(worker)
+        caches = [self._caches.get(candidate) for candidate in self._candidates[worker]]
+        faults = 0
+        for event in events:
+            cache = caches[event.dp_rank] if event.dp_rank < len(caches) else None
+            if cache is not None:
+                seed = seed_for(event.lora_id, event.cache_salt) if isinstance(event, KvStored) else 0
+                faults += not cache.index.apply(cache.blocks, event, seed)
+        return faults
+
+    def cache_of(self, candidate: Candidate) -> Cache | None:
+        """None when the policies do not care."""
+        return self._caches.get(candidate)
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have `listener` called, on any thread, after each change of a worker's state; returns the unsubscription."""
@@ -112,3 +224,78 @@ class Router:
                 self._listeners.discard(listener)
 
         return unsubscribe
+
+    def _admit(self, worker: Worker, state: WorkerState) -> None:
+        """Make a ready worker's candidates, unless it is as before."""
+        ranks = state.info.dp_size if state.info else 1
+        block_size = (state.info.kv_block_size if state.info else 0) or DEFAULT_BLOCK_SIZE
+        is_told = state.info is not None and "kv_events" in state.info.features
+        had = self._candidates[worker]
+        new = tuple(Candidate(worker, rank, self._slots + rank) for rank in range(len(had), ranks))
+        self._slots += len(new)
+        candidates = had[:ranks] + new
+        self._candidates = {**self._candidates, worker: candidates}
+        self._pools[worker] = (state.model, state.role)
+        index = self._indexes.setdefault((state.model, block_size), BlockIndex(block_size))
+        for candidate in candidates:
+            cache = self._caches.get(candidate)
+            if self.policies.uses_blocks(state.model) and (cache is None or cache.index is not index):
+                self._caches[candidate] = Cache(index, candidate, is_told)
+
+    def _forget_caches(self, worker: Worker) -> None:
+        for candidate in self._candidates[worker]:
+            cache = self._caches.get(candidate)
+            if cache is not None:
+                cache.index.clear(cache.blocks)
+
+    def _new_fleet(self, model: str, role: str) -> tuple[Fleet, Choose]:
+        """Of who is ready now; raises Unavailable."""
+        pool = (model, role)
+        with self._lock:
+            if pool in self._fleets:
+                return self._fleets[pool]
+            known = candidates_of((w for w in self._pools if self._pools[w] == pool), self._candidates)
+            ready = candidates_of((w for w, state in self._states.items() if _serves(state, pool)), self._candidates)
+            if not ready:
+                raise Unavailable(_missing(model, self.ready_roles(model)))
+            ring = self._rings.get(pool)
+            if ring is None or ring.candidates != known:
+                ring = self._rings[pool] = Ring(known)
+            indexes = tuple(index for (name, _), index in self._indexes.items() if name == model)
+            fleet = Fleet.of(ready, ring, indexes, self._memories.setdefault(pool, Memory()))
+            self._replace_board(self._boarded.get(pool), fleet)
+            self._boarded[pool] = fleet
+            entry = self._fleets[pool] = fleet, self.policies.policy_for(model, role).choose
+        return entry
+
+    def _replace_board(self, before: Fleet | None, after: Fleet) -> None:
+        if before is not None:
+            for candidate in before.candidates:
+                candidate.leave(before.board)
+        for place, candidate in enumerate(after.candidates):
+            candidate.enter(after.board, place)
+
+
+def candidates_of(
+    workers: Iterable[Worker], candidates: Mapping[Worker, tuple[Candidate, ...]]
+) -> tuple[Candidate, ...]:
+    return tuple(candidate for worker in workers for candidate in candidates[worker])
+
+
+def without(tried: set[Worker], fleet: Fleet) -> Fleet:
+    """A fleet of those not tried yet, or of all again."""
+    rest = tuple(candidate for candidate in fleet.candidates if candidate.worker not in tried)
+    return Fleet.of(rest, fleet.ring, fleet.indexes, fleet.memory) if rest else fleet
+
+
+def _serves(state: WorkerState, pool: Pool) -> bool:
+    return state.state == "ready" and (state.model, state.role) == pool
+
+
+def _missing(model: str, roles: set[str]) -> str:
+    """What to say when a model's ready workers, which have these roles, cannot serve a request."""
+    lonely = next((role for role in ("prefill", "decode") if role in roles), None)
+    if lonely is None:
+        return f"no worker of model {model!r} is ready"
+    other = "decode" if lonely == "prefill" else "prefill"
+    return f"no {other} worker of model {model!r} is ready, and its {lonely} workers need one"

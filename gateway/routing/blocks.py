@@ -1,0 +1,193 @@
+"""Which candidate has which blocks of which prompts in its prefix cache: one index for all candidates of a model.
+
+A block's key stands for its tokens, all before them, and what keeps them apart (`seed`): a hash chained from block to
+block, of 60 bits, since an int of more takes 8 bytes more. Keys mean something in this process only: `hash` is salted.
+
+Threads: the engine thread alone writes, HTTP loops read without a lock. Who holds a block is one int, a bit for each
+candidate, which is replaced whole.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import accumulate, islice
+
+from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
+
+KEY_MASK = (1 << 60) - 1
+PREDICTED_BLOCKS = 8192
+"""How much a rank is believed to keep while it has not told its size, and how much newer than its events we expect."""
+LEAST_PREDICTED = 64
+EVICTED_AT_ONCE = 16
+"""A full prediction forgets one part in this many, so that looking for the oldest is paid once for many."""
+SETTLED_SECONDS = 5.0
+"""A prompt that was sent longer ago than this has been read, unless the engine is in trouble."""
+CLASSES = 8
+"""A prompt's holders are told apart by so many lengths of what they have of it, the longest first."""
+
+
+def seed_for(*parts: Hashable) -> int:
+    """Where the chain of keys begins: prompts share blocks only under equal `parts`."""
+    return hash(parts) & KEY_MASK
+
+
+def block_keys(token_ids: bytes, block_size: int, parent: int) -> list[int]:
+    """The keys of the whole blocks in `token_ids` (little-endian u32), behind the block or seed `parent`."""
+    width = 4 * block_size
+    view = memoryview(token_ids)
+    blocks = [view[start : start + width] for start in range(0, len(view) - width + 1, width)]
+    keys = accumulate(map(hash, blocks), _chained, initial=parent)
+    return [*islice(keys, 1, None)]
+
+
+def _chained(parent: int, block: int) -> int:
+    return hash((parent, block)) & KEY_MASK
+
+
+class CachedBlocks:
+    """What one candidate is known (`stored`: the engine's hash of a block to its key) and what it is only believed to
+    have cached (`predicted`: a key to when it was first sent there, least recently used first)."""
+
+    __slots__ = ("bit", "capacity", "limit", "predicted", "stored")
+
+    def __init__(self, bit: int, capacity: int = PREDICTED_BLOCKS) -> None:
+        self.bit = bit
+        self.limit = capacity
+        self.capacity = capacity
+        """How much of what was sent there is believed to be kept; at most `limit`."""
+        self.stored: dict[int, int] = {}
+        self.predicted: dict[int, float] = {}
+
+
+class BlockIndex:
+    """Blocks of `block_size` tokens by key, and who has them."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._stored: dict[int, int] = {}
+        self._predicted: dict[int, int] = {}
+        self._bits: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """How many different blocks there are."""
+        return len(self._stored) + len(self._predicted)
+
+    def holders(self, key: int) -> int:
+        """The bits of who has a block."""
+        return self._stored.get(key, 0) | self._predicted.get(key, 0)
+
+    def matches(self, keys: Sequence[int], among: int) -> Iterator[tuple[int, int]]:
+        """(blocks, the bits of those `among` who have so many of the prompt, and no more), most blocks first.
+
+        Whoever has a block has all before it, as engines evict the last first. So each answer takes a binary search.
+        """
+        high = len(keys)
+        for _ in range(CLASSES):
+            low = 0
+            while low < high:
+                middle = (low + high + 1) >> 1
+                if self.holders(keys[middle - 1]) & among:
+                    low = middle
+                else:
+                    high = middle - 1
+            if not low:
+                return
+            found = self.holders(keys[low - 1]) & among
+            yield low, found
+            among &= ~found
+            high = low
+
+    def apply(self, blocks: CachedBlocks, event: KvEvent, seed: int = 0) -> bool:
+        """Note what a candidate tells of its cache; False when it cannot be understood. `seed` is KvStored's."""
+        if isinstance(event, KvStored):
+            return self._store(blocks, event, seed)
+        if isinstance(event, KvRemoved):
+            for block_hash in event.block_hashes:
+                key = blocks.stored.pop(block_hash, None)
+                if key is not None:
+                    self._drop(self._stored, key, blocks.bit)
+                    self._withdraw(blocks, key)
+        elif isinstance(event, KvCleared):
+            self.clear(blocks)
+        return True
+
+    def predict(self, blocks: CachedBlocks, keys: Sequence[int], now: float) -> list[int]:
+        """A prompt was sent there, so its blocks will be cached, the first for longest; returns what is new of them."""
+        predicted, stored, bit = blocks.predicted, self._stored, blocks.bit
+        new = []
+        for key in reversed(keys):
+            if stored.get(key, 0) & bit:
+                continue
+            sent_at = predicted.pop(key, None)
+            if sent_at is None:
+                self._add(self._predicted, key, bit)
+                new.append(key)
+            predicted[key] = now if sent_at is None else sent_at
+        self._evict(blocks)
+        return new
+
+    def expected(self, blocks: CachedBlocks, keys: Iterable[int], now: float) -> int:
+        """How many of a prompt's blocks must be cached there if predictions are right: those read long enough ago."""
+        settled = now - SETTLED_SECONDS
+        count = 0
+        for key in keys:
+            if blocks.predicted.get(key, now) > settled:
+                break
+            count += 1
+        return count
+
+    def correct(self, blocks: CachedBlocks, expected: int, cached: int) -> None:
+        """A prompt of which `expected` blocks should have been cached had `cached`: believe less, or a little more."""
+        if cached < expected:
+            kept = (expected + cached) / (2 * expected)
+            blocks.capacity = max(LEAST_PREDICTED, int(min(blocks.capacity, len(blocks.predicted)) * kept))
+            self._evict(blocks)
+        elif blocks.capacity < blocks.limit:
+            blocks.capacity = min(blocks.limit, blocks.capacity + blocks.capacity // 16 + 1)
+
+    def withdraw(self, blocks: CachedBlocks, keys: Iterable[int]) -> None:
+        """Of a prompt that was sent and not read."""
+        for key in keys:
+            self._withdraw(blocks, key)
+
+    def clear(self, blocks: CachedBlocks) -> None:
+        """Its cache is empty."""
+        for key in blocks.stored.values():
+            self._drop(self._stored, key, blocks.bit)
+        for key in blocks.predicted:
+            self._drop(self._predicted, key, blocks.bit)
+        blocks.stored, blocks.predicted = {}, {}
+
+    def _store(self, blocks: CachedBlocks, event: KvStored, seed: int) -> bool:
+        parent = blocks.stored.get(event.parent_hash) if event.parent_hash else seed
+        if parent is None or len(event.token_ids) != 4 * self.block_size * len(event.block_hashes):
+            return False
+        keys = block_keys(event.token_ids, self.block_size, parent)
+        for block_hash, key in zip(event.block_hashes, keys, strict=True):
+            if block_hash in blocks.stored:
+                self._drop(self._stored, blocks.stored[block_hash], blocks.bit)
+            blocks.stored[block_hash] = key
+            self._add(self._stored, key, blocks.bit)
+            self._withdraw(blocks, key)
+        return True
+
+    def _evict(self, blocks: CachedBlocks) -> None:
+        excess = len(blocks.predicted) - blocks.capacity
+        if excess > 0:
+            count = max(excess, blocks.capacity // EVICTED_AT_ONCE)
+            self.withdraw(blocks, [*islice(blocks.predicted, count)])
+
+    def _withdraw(self, blocks: CachedBlocks, key: int) -> None:
+        if key in blocks.predicted:
+            del blocks.predicted[key]
+            self._drop(self._predicted, key, blocks.bit)
+
+    def _add(self, holders: dict[int, int], key: int, bit: int) -> None:
+        others = holders.get(key)
+        holders[key] = bit if others is None else others | bit
+
+    def _drop(self, holders: dict[int, int], key: int, bit: int) -> None:
+        left = holders.get(key, 0) & ~bit
+        if left:
+            # Most blocks have one holder: let them share its int.
+            holders[key] = self._bits.setdefault(left, left) if not left & (left - 1) else left
+        else:
+            holders.pop(key, None)

@@ -1,0 +1,29 @@
+"""An executor as the router knows it, and what is known of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine_adapters.base import EngineInfo
+from gateway.routing.address import WorkerAddress
+
+STATES = ("starting", "ready", "suspect", "unfit", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """`state` is one of STATES; `reason` says in words why a worker is not ready. Its `role` is one of ROLES."""
+
+    state: str
+    reason: str = ""
+    model: str = ""
+    info: EngineInfo | None = None
+    role: str = "any"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Worker:
+    """One executor as the router knows it. `session` is the engine thread's, and opaque here."""
+
+    name: str
+    address: WorkerAddress
+    session: Any
