@@ -180,7 +180,8 @@ class Load:
 class KvStored:
     """Blocks that entered a rank's prefix cache, each behind the one before it and the first behind `parent_hash`.
 
-    That is 0 at the start of a prompt. `token_ids` is little-endian u32, equally many for each block.
+    That is 0 at the start of a prompt. `token_ids` is little-endian u32, equally many for each block. `lora_id` is
+    that of the LoRA they were computed with, 0 for none.
     """
 
     parent_hash: int
@@ -188,6 +189,7 @@ class KvStored:
     token_ids: bytes
     cache_salt: str = ""
     dp_rank: int = 0
+    lora_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

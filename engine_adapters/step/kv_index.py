@@ -11,8 +11,8 @@ from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
 CHAIN_BLOCKS = 256
 """A snapshot tells of at most this many blocks in one event."""
 
-Block: TypeAlias = tuple[int, bytes, str]
-"""(hash of the block before it, its token ids, cache salt)"""
+Block: TypeAlias = tuple[int, bytes, str, int]
+"""(hash of the block before it, its token ids, cache salt, LoRA id)"""
 
 
 class KvIndex:
@@ -41,15 +41,16 @@ def _store(blocks: dict[int, Block], event: KvStored) -> None:
     size = len(event.token_ids) // len(event.block_hashes)
     parent_hash = event.parent_hash
     for start, block_hash in zip(range(0, len(event.token_ids), size), event.block_hashes, strict=True):
-        blocks[block_hash] = parent_hash, event.token_ids[start : start + size], event.cache_salt
+        token_ids = event.token_ids[start : start + size]
+        blocks[block_hash] = parent_hash, token_ids, event.cache_salt, event.lora_id
         parent_hash = block_hash
 
 
 def _chains(rank: int, blocks: dict[int, Block]) -> Iterator[KvStored]:
     """The blocks in order, as many as follow each other in one event."""
     chain: list[int] = []
-    for block_hash, (parent_hash, _, cache_salt) in blocks.items():
-        is_next = chain and (parent_hash, cache_salt) == (chain[-1], blocks[chain[-1]][2])
+    for block_hash, (parent_hash, _, *apart) in blocks.items():
+        is_next = chain and (parent_hash, apart) == (chain[-1], [*blocks[chain[-1]][2:]])
         if chain and (not is_next or len(chain) == CHAIN_BLOCKS):
             yield _chain_event(rank, blocks, chain)
             chain = []
@@ -59,6 +60,6 @@ def _chains(rank: int, blocks: dict[int, Block]) -> Iterator[KvStored]:
 
 
 def _chain_event(rank: int, blocks: dict[int, Block], chain: list[int]) -> KvStored:
-    parent_hash, _, cache_salt = blocks[chain[0]]
+    parent_hash, _, cache_salt, lora_id = blocks[chain[0]]
     token_ids = b"".join([blocks[block_hash][1] for block_hash in chain])
-    return KvStored(parent_hash, tuple(chain), token_ids, cache_salt, rank)
+    return KvStored(parent_hash, tuple(chain), token_ids, cache_salt, rank, lora_id)

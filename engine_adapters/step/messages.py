@@ -174,6 +174,7 @@ class KvEvent:
     block_hashes: bytes = b""  # u64[]: STORED, REMOVED: the blocks, in order; none is 0
     token_ids: bytes = b""  # u32[]: STORED: equally many ids for each block
     cache_salt: str = ""  # STORED
+    lora_id: int = 0  # STORED: of the LoRA they were computed with; 0 for none
 
 
 @dataclass(slots=True)
@@ -348,6 +349,7 @@ KvEvent.LAYOUT = Layout(
     singular(4, "block_hashes", "bytes"),
     singular(5, "token_ids", "bytes"),
     singular(6, "cache_salt", "string"),
+    singular(7, "lora_id", "uint64"),
 )
 
 Finished.LAYOUT = Layout(

@@ -242,6 +242,7 @@ def kv_event_message(event: KvEvent) -> messages.KvEvent:
             block_hashes=array("Q", event.block_hashes).tobytes(),
             token_ids=event.token_ids,
             cache_salt=event.cache_salt,
+            lora_id=event.lora_id,
         )
     if isinstance(event, KvRemoved):
         block_hashes = array("Q", event.block_hashes).tobytes()
@@ -255,7 +256,14 @@ def as_kv_event(message: messages.KvEvent) -> "KvEvent | None":
     if message.kind == messages.KV_EVENT_KIND_STORED:
         if not block_hashes or not message.token_ids or len(message.token_ids) % (4 * len(block_hashes)):
             raise ValueError("stored blocks must have equally many tokens")
-        return KvStored(message.parent_hash, block_hashes, message.token_ids, message.cache_salt, message.dp_rank)
+        return KvStored(
+            message.parent_hash,
+            block_hashes,
+            message.token_ids,
+            message.cache_salt,
+            message.dp_rank,
+            message.lora_id,
+        )
     if message.kind == messages.KV_EVENT_KIND_REMOVED:
         return KvRemoved(block_hashes, message.dp_rank)
     if message.kind == messages.KV_EVENT_KIND_CLEARED:

@@ -16,7 +16,8 @@ from gateway.routing.candidate import Board, Candidate
 from gateway.routing.ring import Ring
 
 SAMPLE = 16
-"""As many of a group are looked at: the best of them is among the best sixth with a chance of 95 %, whatever its size."""
+"""As many of a group are looked at: the best of them is among the best sixth with a chance of 95 %, whatever
+its size."""
 
 
 class Query:

@@ -7,9 +7,9 @@ the watch reads. `_lock` guards `_states` and `_fleets` (replaced whole or entry
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from engine_adapters.base import KvEvent, KvStored, Load
+from engine_adapters.base import KvEvent, KvStored, Load, RankLoad
 from gateway.errors import Unavailable
 from gateway.routing.blocks import BlockIndex, CachedBlocks, seed_for
 from gateway.routing.candidate import Candidate
@@ -28,7 +28,8 @@ type Pool = tuple[str, str]
 
 
 class Lease:
-    """One request's place on a candidate, in the role it has. `begin` when its prompt has been read, `release` to give it back, once.
+    """One request's place on a candidate, in the role it has. `begin` when its prompt has been read, `release` to give
+    it back, once.
 
     `sent`, `ended` and `withdraw` are the engine thread's.
     """
@@ -190,7 +191,8 @@ class Router:
         """What an engine says of itself. Engine thread."""
         candidates = self._candidates[worker]
         with self._lock:
-            for candidate, rank_load in zip(candidates, load.ranks or (load,), strict=False):
+            ranks: Sequence[Load | RankLoad] = load.ranks or (load,)
+            for candidate, rank_load in zip(candidates, ranks, strict=False):
                 candidate.note(rank_load)
         for candidate in candidates:
             cache = self._caches.get(candidate)

@@ -2,12 +2,13 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
 from gateway.errors import Unavailable
-from gateway.routing import Router, Worker, WorkerAddress, WorkerState
+from gateway.routing import Lease, Query, Router, Worker, WorkerAddress, WorkerState
 
 READY = WorkerState("ready", model="demo")
 
@@ -19,9 +20,13 @@ def add(router: Router, name: str, weight: float = 1.0, state: WorkerState = REA
     return worker
 
 
+def lease(router: Router, model: str = "demo", tried: Iterable[Worker] = ()) -> Lease:
+    return router.lease(model, set(tried), Query(bytes(4 * 20)))
+
+
 def chosen(router: Router, count: int) -> Counter[str]:
     """Who gets `count` requests that all go on."""
-    return Counter(router.lease("demo", set()).worker.name for _ in range(count))
+    return Counter(lease(router).worker.name for _ in range(count))
 
 
 def test_the_worker_with_the_fewest_requests_gets_the_next() -> None:
@@ -47,9 +52,9 @@ def test_idle_workers_take_turns() -> None:
 
     names = []
     for _ in range(9):
-        lease = router.lease("demo", set())
-        names.append(lease.worker.name)
-        lease.release()
+        held = lease(router)
+        names.append(held.worker.name)
+        held.release()
 
     assert Counter(names) == {"a": 3, "b": 3, "c": 3}
     assert names[:3] == names[3:6] == names[6:]
@@ -60,7 +65,7 @@ def test_only_ready_workers_get_requests(state: str) -> None:
     router = Router()
     worker = add(router, "a", state=replace(READY, state=state))
     with pytest.raises(Unavailable, match="no worker of model 'demo' is ready"):
-        router.lease("demo", set())
+        lease(router)
 
     add(router, "b")
     assert chosen(router, 5) == {"b": 5}
@@ -76,25 +81,25 @@ def test_a_worker_gets_requests_of_its_own_model_only() -> None:
 
     assert chosen(router, 4) == {"b": 4}
     with pytest.raises(Unavailable):
-        router.lease("unknown", set())
+        lease(router, "unknown")
 
 
 def test_a_worker_that_was_tried_comes_last() -> None:
     router = Router()
     one, two = add(router, "one"), add(router, "two")
 
-    assert {router.lease("demo", {one}).worker for _ in range(5)} == {two}
-    assert router.lease("demo", {one, two}).worker is one
+    assert {lease(router, tried={one}).worker for _ in range(5)} == {two}
+    assert lease(router, tried={one, two}).worker is one
 
 
 def test_a_lease_counts_until_it_is_given_back() -> None:
     router = Router()
     worker = add(router, "a")
 
-    lease = router.lease("demo", set())
+    held = lease(router)
     assert router.in_flight(worker) == 1
     assert "a ready 1 in flight" in repr(router)
-    lease.release()
+    held.release()
 
     assert router.in_flight(worker) == 0
 
@@ -135,10 +140,10 @@ def test_threads_that_hammer_it_lose_no_lease() -> None:
     def hammer() -> None:
         start.wait()
         for _ in range(rounds):
-            leases = [router.lease("demo", set()) for _ in range(2)]
+            leases = [lease(router) for _ in range(2)]
             worst.append(router.in_flight(leases[1].worker))
-            for lease in leases:
-                lease.release()
+            for held in leases:
+                held.release()
 
     def change() -> None:
         start.wait()
