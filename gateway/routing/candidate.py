@@ -4,6 +4,8 @@ Threads: the router changes candidates and boards under its lock; policies read 
 one request old, never torn: each value is replaced whole.
 """
 
+import random
+
 from engine_adapters.base import Load, RankLoad
 from gateway.routing.worker import Worker
 
@@ -22,7 +24,7 @@ class Candidate:
 
     `load` is the work ahead of a newcomer, in prompt tokens for a weight of 1: the tokens of ours that wait to be read,
     what others have waiting as far as the engine's report tells, the answers that run, and how full the KV cache is.
-    `turn` says when it was last chosen.
+    `turn` says when it was last chosen; before that it is at random, so that gateways do not all begin with the same.
     """
 
     __slots__ = (
@@ -58,7 +60,7 @@ class Candidate:
         self.reading = 0.0
         """Prompt tokens of ours that are not cached, of requests without their first token."""
         self.load = 0.0
-        self.turn = 0
+        self.turn = -random.random()
         self._reading = 0
         self._mean_prompt = MEAN_PROMPT
         self._others = self._others_waiting = 0

@@ -97,7 +97,7 @@ def passthrough(fleet: Fleet, query: Query) -> Candidate:
     return fleet.candidates[0]
 
 
-def load_of(candidate: Candidate) -> tuple[float, int]:
+def load_of(candidate: Candidate) -> tuple[float, float]:
     return candidate.load, candidate.turn
 
 
