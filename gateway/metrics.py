@@ -203,6 +203,12 @@ POOL_THREADS = Metric("gateway_pool_threads", "gauge", "Threads of the pool.", (
 WORKER_IN_FLIGHT = Metric("gateway_worker_in_flight", "gauge", "Requests this gateway has on the worker.", ("worker",))
 WORKER_RUNNING = Metric("gateway_worker_running", "gauge", "Requests running, as the worker reports.", ("worker",))
 WORKER_WAITING = Metric("gateway_worker_waiting", "gauge", "Requests waiting, as the worker reports.", ("worker",))
+CACHED_BLOCKS = Metric(
+    "gateway_cached_blocks",
+    "gauge",
+    "Different KV blocks that workers have cached, as far as the router knows.",
+    ("model",),
+)
 POOL_DEPTH = Metric("gateway_pool_queue_depth", "gauge", "Jobs waiting for a thread of the pool.", ("pool",))
 ACTIVE_REQUESTS = Metric("gateway_active_requests", "gauge", "Requests being answered.", ("loop",))
 

@@ -31,6 +31,7 @@ from gateway.generate import Gateway
 from gateway.http_loop import count_active
 from gateway.metrics import (
     ACTIVE_REQUESTS,
+    CACHED_BLOCKS,
     GC_PAUSES,
     GC_SECONDS,
     POOL_DEPTH,
@@ -260,6 +261,7 @@ def add_gauges(gateway: Gateway) -> None:
     registry.gauge(WORKER_WAITING, each_worker(lambda worker: worker.session.load.waiting))
     registry.gauge(WORKER_SPEED, each_worker(lambda worker: worker.session.load.tokens_per_second))
     registry.gauge(WORKER_KV, each_worker(lambda worker: kv_use(worker.session.load)))
+    registry.gauge(CACHED_BLOCKS, lambda: [((model,), count) for model, count in router.known_blocks().items()])
     registry.gauge(POOL_THREADS, lambda: [((gateway.tokenize.name,), gateway.tokenize.threads)])
     registry.gauge(POOL_DEPTH, lambda: [((gateway.tokenize.name,), gateway.tokenize.depth)])
     registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])

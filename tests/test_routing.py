@@ -65,8 +65,11 @@ def test_what_was_cached_before_is_learned_when_a_gateway_comes(simulators: list
     with started(simulators) as gateway:
         wait_for_all(gateway)
         ask(gateway, messages)
+        blocks = gateway.metric("gateway_cached_blocks")
+        assert blocks > 0
     with started(simulators) as gateway:
         wait_for_all(gateway)
+        eventually(lambda: gateway.metric("gateway_cached_blocks") >= blocks, "the executors' snapshots")
         assert cached(ask(gateway, messages)) > 100
 
 

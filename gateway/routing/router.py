@@ -66,7 +66,7 @@ class Lease:
         """The request is on its way, and its prompt is going to be cached."""
         cache = self._router.cache_of(self.candidate)
         if cache is not None:
-            now = time.monotonic()
+            now = self._router.now()
             keys = self._query.keys(cache.index.block_size)
             self._expected = 0 if cache.is_told else cache.index.expected(cache.blocks, keys, now)
             self._new = cache.index.predict(cache.blocks, keys, now)
@@ -99,8 +99,11 @@ class Cache:
 
 
 class Router:
-    def __init__(self, policies: Policies | None = None) -> None:
+    """`now` is a clock, for who wants to make time pass."""
+
+    def __init__(self, policies: Policies | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.policies = policies or Policies()
+        self.now = now
         self._lock = threading.Lock()
         self._states: dict[Worker, WorkerState] = {}
         self._candidates: dict[Worker, tuple[Candidate, ...]] = {}
@@ -215,6 +218,13 @@ class Router:
     def cache_of(self, candidate: Candidate) -> Cache | None:
         """None when the policies do not care."""
         return self._caches.get(candidate)
+
+    def known_blocks(self) -> dict[str, int]:
+        """How many different blocks are known or believed to be cached, by model."""
+        counts: dict[str, int] = {}
+        for (model, _), index in self._indexes.copy().items():
+            counts[model] = counts.get(model, 0) + len(index)
+        return counts
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have `listener` called, on any thread, after each change of a worker's state; returns the unsubscription."""
