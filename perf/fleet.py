@@ -23,6 +23,7 @@ REPORT_SECONDS = 0.02
 QUIET_SECONDS = 1.0
 """A gateway without tokens or KV events in a frame gets one this often."""
 VOCABULARY = 32000
+CONTEXT_LENGTH = 32768
 PATIENCE_SECONDS = 60.0
 """How long after the last arrival answers are waited for."""
 
@@ -33,13 +34,13 @@ class Setting:
 
     executors: int = 8
     gateways: int = 1
-    rate: float = 4.0
-    seconds: float = 120.0
-    warm_seconds: float = 30.0
+    rate: float = 7.0
+    seconds: float = 60.0
+    warm_seconds: float = 20.0
     system_prompts: int = 48
-    system_tokens: int = 1500
+    system_tokens: int = 800
     turns: float = 6.0
-    message_tokens: int = 150
+    message_tokens: int = 300
     answer_tokens: int = 150
     think_seconds: float = 8.0
     kv_tokens: int = 131072
@@ -191,10 +192,7 @@ class Simulation:
         self.done.append(request)
         conversation = request.conversation
         conversation.token_ids += array("I", request.answer)
-        if (
-            conversation.left
-            and len(conversation.token_ids) < self._executors[0].scheduler._capacity.context_length / 2
-        ):
+        if conversation.left and len(conversation.token_ids) < CONTEXT_LENGTH / 2:
             pause = conversation.random.expovariate(1 / self.setting.think_seconds)
             self._at(self.now + pause, -1, self._next_turn(conversation))
 
@@ -222,7 +220,7 @@ class Simulation:
 
     def _new_executor(self) -> Executor:
         setting = self.setting
-        capacity = Capacity(kv_tokens=setting.kv_tokens, block_size=setting.block_size, context_length=32768)
+        capacity = Capacity(kv_tokens=setting.kv_tokens, block_size=setting.block_size, context_length=CONTEXT_LENGTH)
         scheduler: Scheduler[int] = Scheduler(self._plan, Costs(), capacity, frozenset())
         return Executor(scheduler, reported=[-1.0] * setting.gateways)
 
@@ -236,7 +234,9 @@ class Simulation:
 
     def _add_workers(self, router: Router) -> list[Worker]:
         features = frozenset({"kv_events"} if self.setting.tells_blocks else ())
-        info = EngineInfo("simulator", "1", "m", VOCABULARY, 32768, 256, b"", (), self.setting.block_size, 1, features)
+        info = EngineInfo(
+            "simulator", "1", "m", VOCABULARY, CONTEXT_LENGTH, 256, b"", (), self.setting.block_size, 1, features
+        )
         workers = []
         for number in range(self.setting.executors):
             worker = Worker(f"w{number}", WorkerAddress("step", f"w{number}", 1), None)

@@ -6,7 +6,7 @@ Threads: a ring never changes. It is worked out when it is first asked; two thre
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 
 from gateway.routing.candidate import Candidate
 
@@ -31,7 +31,8 @@ class Ring:
         """From the owner of `key` on; who has several places in a row comes as often. Ends after a while."""
         points, owners = self._places or self._worked_out()
         start = bisect_left(points, stable_hash(key))
-        return chain(islice(owners, start, start + STEPS), islice(owners, max(0, start + STEPS - len(owners))))
+        for place in range(start, start + min(STEPS, len(owners))):
+            yield owners[place % len(owners)]
 
     def _worked_out(self) -> tuple[list[int], list[Candidate]]:
         places = sorted(chain.from_iterable(map(_places, self.candidates)), key=lambda place: place[0])

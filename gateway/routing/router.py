@@ -170,7 +170,9 @@ class Router:
 
         Raises Unavailable.
         """
-        fleet, choose = self._fleets.get((model, role)) or self._new_fleet(model, role)
+        pool = (model, role)
+        # Not `get`: see blocks.Holders.
+        fleet, choose = self._fleets[pool] if pool in self._fleets else self._new_fleet(model, role)
         candidate = choose(without(tried, fleet) if tried else fleet, query)
         lease = Lease(self, candidate, query, role)
         with self._lock:
