@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -91,7 +92,7 @@ class GenerateRequest:
 class TokenIds:
     LAYOUT: ClassVar[Layout]
 
-    ids: list[int] = field(default_factory=list)
+    ids: Sequence[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -364,7 +365,7 @@ class GuidedDecodingCapabilities:
     LAYOUT: ClassVar[Layout]
 
     supported: bool | None = None
-    modes: list[int] = field(default_factory=list)  # GuidedDecodingMode
+    modes: Sequence[int] = field(default_factory=list)  # GuidedDecodingMode
 
 
 @dataclass(slots=True)
@@ -494,7 +495,7 @@ class BlockStored:
 
     block_hashes: list[KvBlockHash] = field(default_factory=list)
     parent_block_hash: KvBlockHash | None = None
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: Sequence[int] = field(default_factory=list)
     lora_id: int = 0
     lora_name: str = ""
     medium: int = 0  # StorageMedium
