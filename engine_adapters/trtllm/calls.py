@@ -127,6 +127,10 @@ class Calls(Generic[Key]):
         if not call.keys:
             self._spawn(self._stop(call))
 
+    def stop_delivering(self) -> None:
+        """The streams are dead: whoever waits is told so by others."""
+        self.deliver = _nobody
+
     async def close(self) -> None:
         """Cancel everything."""
         for task in self._tasks:
@@ -193,7 +197,7 @@ class Calls(Generic[Key]):
 
 
 def _nobody(_deliveries: object) -> None:
-    """Before `run`."""
+    """Nobody is there yet, or any more."""
 
 
 async def ask(channel: grpc.aio.Channel, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
