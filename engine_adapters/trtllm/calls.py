@@ -125,6 +125,7 @@ class Calls(Generic[Key]):
             return
         del call.keys[index]
         if not call.keys:
+            self.unconfirmed_aborts += 1
             self._spawn(self._stop(call))
 
     def stop_delivering(self) -> None:
@@ -181,7 +182,6 @@ class Calls(Generic[Key]):
     async def _stop(self, call: _Call[Key]) -> None:
         """Abort, and only then cancel: of a call that is merely cancelled TensorRT-LLM may not notice anything."""
         assert call.task is not None
-        self.unconfirmed_aborts += 1
         try:
             if await self._abort(call.request_id):
                 await asyncio.wait({call.task}, timeout=ABORTED_SECONDS)
