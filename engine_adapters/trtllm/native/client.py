@@ -8,7 +8,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -44,6 +44,7 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 Answer = TypeVar("Answer", bound=codec.Message)
+Generate: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
 
 
 class NativeClient(Generic[Key]):
@@ -204,7 +205,7 @@ class NativeClient(Generic[Key]):
         answer = await self._ask(messages.TRTLLM_SERVICE_ABORT, question, messages.AbortResponse, ABORT_SECONDS)
         return answer.success
 
-    # --- health and questions -------------------------------------------------------------------------------------------
+    # --- health and questions -----------------------------------------------------------------------------------------
 
     async def _watch_health(self) -> None:
         asked_at = time.monotonic()
