@@ -18,6 +18,7 @@ from engine_adapters.simulator.outputs import plan_maker
 from engine_adapters.simulator.rank import Capacity
 from engine_adapters.simulator.scheduler import Costs, Scheduler
 from engine_adapters.simulator.script import ScriptError
+from engine_adapters.simulator.trtllm_server import TrtllmServer
 from engine_adapters.step.server import StepServer
 from engine_adapters.step.session import Stream
 from engine_adapters.tokenizer_file import (
@@ -31,6 +32,10 @@ SHIPPED_MODEL = Path(__file__).parent / "model"
 SHIPPED_NAME = "gateway-demo"
 DEFAULT_CONTEXT_LENGTH = 32768
 VERSION = "1"
+WIRES: "dict[str, Callable[[SimulatedEngine], StepServer | TrtllmServer]]" = {
+    "step": StepServer,
+    "trtllm": TrtllmServer,
+}
 
 log = logging.getLogger("simulator")
 
@@ -38,7 +43,8 @@ log = logging.getLogger("simulator")
 def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m engine_adapters.simulator",
-        description="An executor without a GPU: continuous batching in simulated time over the step stream. "
+        description="An executor without a GPU: continuous batching in simulated time over the step stream, or over "
+        "the wire of trtllm-serve. "
         "Prints one line of JSON with its address when it is ready; SIGUSR1 makes it forget its prefix cache.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -57,6 +63,7 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--output", default="text", metavar="KIND", help="what to answer: text, echo, random or script:FILE")
     add("--ignore-eos", action="store_true", help="no answer ends by itself, only by its limit")
     add("--speed", type=not_negative, default=1.0, help="2 is twice as fast; 0 answers without delay")
+    add("--wire", choices=[*WIRES], default="step", help="the step stream, or what trtllm-serve --grpc speaks")
     add("--until-stdin-closes", action="store_true", help="end when standard input reaches its end")
     options = parser.parse_args(arguments)
     if options.kv_tokens < options.block_size:
@@ -121,7 +128,7 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
 async def serve(options: argparse.Namespace, engine: SimulatedEngine) -> None:
     """Serve until a signal comes or, if asked for, standard input ends. Raises OSError when the port is taken."""
     must_stop = asyncio.Event()
-    server = StepServer(engine)
+    server = WIRES[options.wire](engine)
     port = await server.start(options.host, options.port)
     stepping = asyncio.create_task(engine.run(server))
     stepping.add_done_callback(lambda _: must_stop.set())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
-SCHEMES = ("step",)
+SCHEMES = ("step", "trtllm")
 ROLES = ("any", "prefill", "decode")
 MAX_WEIGHT = 1000.0
 
