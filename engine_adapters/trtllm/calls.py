@@ -151,7 +151,7 @@ class Calls(Generic[Key]):
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self.connection_failed.set()
         except (ValueError, TypeError) as error:
-            self._count_fault("malformed_message")
+            self._count_fault("malformed_frame")
             finish = Finish(FinishReason.ERROR, error=f"the engine sent a malformed message: {error}", retryable=True)
         finally:
             stream.cancel()

@@ -573,7 +573,7 @@ def test_a_message_that_makes_no_sense_ends_its_answer_only(run: Run) -> None:
         async with served(Generate=generate) as connection:
             answer = await connection.one(ask())
             assert answer.end.reason is FinishReason.ERROR and "malformed message" in answer.end.error
-            assert connection.faults == {"malformed_message": 1}
+            assert connection.faults == {"malformed_frame": 1}
 
     run(story())
 
@@ -973,7 +973,7 @@ def test_a_gap_begins_anew(run: Run, server: OpenEngineServer, monkeypatch: pyte
             assert await connection.kv_events.get() == ([], True)
             server.tell_of_kv(kv_batch(10, {"block_stored": {"block_hashes": [key(1)]}}))
             await event(server, "subscribed")
-            assert connection.faults == {"kv_gap": 1, "malformed_message": 1}
+            assert connection.faults == {"kv_gap": 1, "malformed_frame": 1}
 
     run(story())
 

@@ -37,7 +37,7 @@ class OpenEngineClient(Generic[Key]):
     """An `Engine` behind OpenEngine at `address` ("host:port"). After EngineLost, make a new one.
 
     Several answers are as many requests, of which each has a seed of its own. What the engine does not implement is
-    left alone after the first time, with one line in the log. `count_fault(kind)` is told of "malformed_message" and
+    left alone after the first time, with one line in the log. `count_fault(kind)` is told of "malformed_frame" and
     "kv_gap"; `on_kv_events` is KvSubscription's.
     """
 
@@ -233,7 +233,7 @@ class OpenEngineClient(Generic[Key]):
         try:
             result = await ask(self._channel, method, question, answer)
         except codec.DecodeError as error:
-            self._count_fault("malformed_message")
+            self._count_fault("malformed_frame")
             raise EngineLost(f"{self._address} answers what is not OpenEngine: {error}") from error
         self._answered_at = time.monotonic()
         return result

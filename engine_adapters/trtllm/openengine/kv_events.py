@@ -27,7 +27,7 @@ class KvSubscription:
     """Tells `on_kv_events(events, is_first)` how the prefix cache changes.
 
     `is_first` means that what was known is void: the subscription is new, and begins with what is cached already. A
-    batch that was missed ("kv_gap") or cannot be read ("malformed_message") is counted, and ends the subscription.
+    batch that was missed ("kv_gap") or cannot be read ("malformed_frame") is counted, and ends the subscription.
     """
 
     def __init__(self, channel: grpc.aio.Channel, count_fault: Callable[[str], None], on_kv_events: OnKvEvents) -> None:
@@ -81,7 +81,7 @@ class KvSubscription:
             log.info("no events of the prefix cache: %s", describe(error))
             return error.code() is not grpc.StatusCode.UNIMPLEMENTED
         except ValueError:
-            self._count_fault("malformed_message")
+            self._count_fault("malformed_frame")
         finally:
             call.cancel()
         return True
