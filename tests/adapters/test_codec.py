@@ -38,7 +38,15 @@ def names_of(package: str) -> list[str]:
 
 
 # OpenEngine has many small ones; these contain them.
-OPENENGINE_MESSAGES = ("GenerateRequest", "GenerateResponse", "ServerInfo", "ModelInfo", "LoadInfo", "KvEvent", "Struct")
+OPENENGINE_MESSAGES = (
+    "GenerateRequest",
+    "GenerateResponse",
+    "ServerInfo",
+    "ModelInfo",
+    "LoadInfo",
+    "KvEvent",
+    "Struct",
+)
 WIRE_MESSAGES = [
     *names_of("gateway.executor.v1"),
     *names_of("trtllm"),
