@@ -382,6 +382,8 @@ def test_priority_and_rank_are_metadata(run: Run, server: OpenEngineServer) -> N
             assert (await connection.one(ask(priority=-3, dp_rank=1))).end.reason is FinishReason.STOP
             metadata = (await event(server, "request"))["metadata"]
             assert metadata == {"openengine-priority": "3", "openengine-target-dp-rank": "1"}
+            await connection.one(ask())
+            assert (await event(server, "request"))["metadata"] == {}
         async with connected(server, dp_size=2, targets_ranks=False) as connection:
             await connection.one(ask())
             assert (await event(server, "request"))["metadata"] == {}

@@ -88,7 +88,7 @@ def metadata_of(submission: Submission, served: Served) -> Metadata:
     pairs = []
     if submission.priority:
         pairs.append(("openengine-priority", str(-submission.priority)))  # there, higher goes first
-    if served.targets_ranks:
+    if served.targets_ranks and submission.dp_rank:  # 0 is also what says nothing: the engine then balances by itself
         pairs.append(("openengine-target-dp-rank", str(submission.dp_rank)))
     return tuple(pairs)
 
