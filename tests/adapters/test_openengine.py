@@ -884,6 +884,11 @@ def test_an_engine_that_does_not_repeat_the_first_token_loses_none(run: Run, ser
         (ask(phase="prefill"), [token(11), finished()], "without a handoff"),
         (ask(phase="prefill"), [{"prefill_ready": {}}], "a prefill without a session"),
         (ask(), [{"prefill_ready": {"kv_session": {"session_id": "1"}}}], "a prefill that nobody asked for"),
+        (
+            ask(phase="prefill"),
+            [{"prefill_ready": {"kv_session": {"attributes_struct": {"first_gen_tokens": [-1]}}}}],
+            "first_gen_tokens must be token ids",
+        ),
         (ask(phase="prefill"), [error(9, "transfer failed")], "transfer failed"),
     ],
 )
@@ -957,7 +962,7 @@ def test_blocks_that_are_not_plain_are_left_out(run: Run, server: OpenEngineServ
 
 
 def test_a_gap_begins_anew(run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_adapters.trtllm.openengine.kv_events.AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("engine_adapters.trtllm.openengine.kv_events.AGAIN_SECONDS", (0.01,))
 
     async def story() -> None:
         async with connected(server, True, unimplemented=[]) as connection:

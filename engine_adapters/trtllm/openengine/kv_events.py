@@ -17,8 +17,8 @@ from engine_adapters.trtllm.calls import describe
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.messages import KvEventBatch, SubscribeKvEventsRequest, SubscribeKvEventsResponse
 
-AGAIN_SECONDS = 1.0
-"""Between the end of a subscription and the next one."""
+AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Between the end of a subscription and the next one: longer each time that the one before brought nothing."""
 log = logging.getLogger(__name__)
 OnKvEvents: TypeAlias = "Callable[[Sequence[KvEvent], bool], None]"
 
@@ -36,6 +36,7 @@ class KvSubscription:
         )
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
+        self._failures = 0
         self._call = self._open()
 
     @property
@@ -47,7 +48,8 @@ class KvSubscription:
         """Follow the events; returns only when the engine does not tell of them."""
         try:
             while await self._follow():
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS[min(self._failures, len(AGAIN_SECONDS) - 1)])
+                self._failures += 1
                 self._call = self._open()
         finally:
             self.close()
@@ -87,5 +89,6 @@ class KvSubscription:
         return True
 
     def _tell(self, batch: KvEventBatch, is_first: bool) -> None:
+        self._failures = 0
         events = [translation.as_kv_event(event, batch.data_parallel_rank) for event in batch.events]
         self._on_kv_events([event for event in events if event is not None], is_first)

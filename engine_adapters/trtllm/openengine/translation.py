@@ -145,7 +145,10 @@ def first_tokens(session: bytes) -> list[int]:
     tokens = None if struct is None else struct.fields.get("first_gen_tokens")
     if tokens is None or tokens.list_value is None:
         return []
-    return [int(value.number_value or 0) for value in tokens.list_value.values]
+    numbers = [value.number_value or 0 for value in tokens.list_value.values]
+    if not all(0 <= number < 1 << 32 for number in numbers):
+        raise ValueError("first_gen_tokens must be token ids")
+    return [int(number) for number in numbers]
 
 
 def as_logprobs(tokens: Iterable[messages.TokenInfo], count: int) -> Logprobs:
