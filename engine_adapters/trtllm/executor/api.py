@@ -202,7 +202,7 @@ class TensorRt:
             arguments["lora_request"] = names.LoRARequest(lora.name, lora.id, lora.path)
         if submission.kv_retention is not None:
             arguments["kv_cache_retention_config"] = self._retention(submission.kv_retention)
-        if submission.phase:
+        if submission.phase == "decode" or is_split(submission):
             arguments["disaggregated_params"] = self._disaggregated(submission)
         if submission.dp_rank:
             arguments["scheduling_params"] = names.SchedulingParams(
@@ -272,6 +272,11 @@ class TensorRt:
         if unknown:
             raise ValueError(f"the prefill's TensorRT-LLM is newer than {names.version}: it hands over {unknown}")
         return names.DisaggregatedParams(**{**fields, "request_type": "generation_only"})
+
+
+def is_split(submission: Submission) -> bool:
+    """Whether a decode may follow: the engine keeps what it has read until one comes, so not for a single token."""
+    return submission.phase == "prefill" and submission.max_tokens > 1
 
 
 class Generation:
@@ -351,8 +356,8 @@ def as_logprobs(entries: "Sequence[Any]", token_ids: "Sequence[int]", count: int
     alternatives: list[list[tuple[int, float]]] = []
     for index, token_id in enumerate(token_ids):
         entry: Any = entries[index] if index < len(entries) else {}
-        pairs = entry.items() if isinstance(entry, Mapping) else [(token_id, entry)]
-        scores: dict[int, float] = {each: float(getattr(score, "logprob", score)) for each, score in pairs}
+        pairs: Any = entry.items() if isinstance(entry, Mapping) else [(token_id, entry)]
+        scores: dict[int, float] = {each: getattr(score, "logprob", score) for each, score in pairs}
         chosen.append(scores.get(token_id, LEAST_LOGPROB))
         alternatives.append(sorted(scores.items(), key=lambda item: -item[1])[:count])
     return Logprobs(chosen, alternatives)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from engine_adapters.base import Finish, FinishReason, Logprobs, Submission
 from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
-from engine_adapters.trtllm.executor.api import Generation, RequestFault
+from engine_adapters.trtllm.executor.api import Generation, RequestFault, is_split
 
 REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "cancelled": FinishReason.ABORTED}
 GOES_ON = ("length", "not_finished")
@@ -70,6 +70,8 @@ class Request:
         """
         stop = self._stop_in(index, token_ids)
         if stop is not None:
+            if is_split(self.submission):
+                self.generation.abort()  # it does not see that nobody will come for what it has read
             finish = self._finish(index, FinishReason.STOP, token_ids[stop])
             return token_ids[:stop], finish
         return token_ids, self._told_end(index) if self.is_over else None
@@ -88,7 +90,7 @@ class Request:
         reason, stop = answer.finish_reason, answer.stop_reason
         if self.fault is not None:
             return self._failure(self.fault)
-        if self.submission.phase == "prefill" and reason in GOES_ON and self.submission.max_tokens > 1:
+        if is_split(self.submission) and reason in GOES_ON:
             return self._hand_over(index)
         if reason is None and len(self.streams) > 1:
             # Only the last of several answers to end is told of.
