@@ -181,9 +181,8 @@ def test_at_its_end_the_executor_ends_its_streams() -> None:
 def test_when_the_engine_dies_the_executor_says_why_and_ends() -> None:
     with Executor() as executor, Gateway("--connect-seconds", "0", workers=[executor.url]) as gateway:
         gateway.wait_until_ready()
-        with chat.opened(gateway, "long " * 300, cache_salt="die:2") as events:
-            *_, last = events
-        assert last["error"]["message"]
+        response = gateway.client.post(PATH, json=chat.body("long " * 300, cache_salt="die:2"))
+        assert response.status_code in (502, 503), response.text
         assert executor.exit_code() == 1
         assert executor.lines("the engine died: TensorRT-LLM's executor has shut down")
         eventually(lambda: gateway.worker_states() == ["lost"])

@@ -280,7 +280,8 @@ def is_split(submission: Submission) -> bool:
 
 
 class Generation:
-    """A request that the engine works on. Its results are cumulative, and the same objects at each step."""
+    """A request that the engine works on. `outputs` are its answers: the same objects from beginning to end, since
+    nothing else replaces them than postprocess workers, which `options` refuses. `token_ids` of each is all so far."""
 
     __slots__ = ("_result", "first_tokens", "outputs")
 
@@ -290,15 +291,12 @@ class Generation:
         if submission.phase == "decode":
             self.first_tokens = [*(handoff.unpack(submission.handoff, lambda *_: None).get("first_gen_tokens") or ())]
         self.outputs: Sequence[Any] = result.outputs
-        """The answers as of the last step: `token_ids` is all of each so far."""
 
     async def follow(self, note: "Callable[[], None]") -> None:
         """Call `note()` after each step until the end; raises what the engine raises, of which `fault` makes sense."""
-        result = self._result
-        async for _ in result:
-            self.outputs = result.outputs
+        async for _ in self._result:
             note()
-        error = getattr(result, "error", None)
+        error = getattr(self._result, "error", None)
         if error:
             raise error if isinstance(error, Exception) else RuntimeError(str(error))
 

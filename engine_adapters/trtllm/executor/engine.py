@@ -71,7 +71,7 @@ class TrtllmEngine:
             return
         request, index = known
         if request.open == {index}:
-            request.generation.abort()  # its end is told when the engine tells it
+            request.abort()
         else:
             # The engine stops all answers to a prompt or none.
             request.open.discard(index)
@@ -97,7 +97,7 @@ class TrtllmEngine:
     async def stop(self, timeout: float) -> None:
         """Abort what runs, and give the engine `timeout` seconds to confirm it."""
         for request in {id(request): request for request, _ in self._requests.values()}.values():
-            request.generation.abort()
+            request.abort()
         if self._tasks:
             await asyncio.wait([*self._tasks], timeout=timeout)
 
@@ -125,13 +125,16 @@ class TrtllmEngine:
         for request in dirty:
             request.is_dirty = False
             request.tell(outputs, logprobs)
-        for stream, token_ids, finish in outputs:
-            self._tokens += len(token_ids)
-            if finish is not None:
-                del self._requests[stream]
+            if request.is_over or not request.open:
+                self._forget(request)
+        self._tokens += sum([len(token_ids) for _, token_ids, _ in outputs])
         self._meter.note(self._tokens)
         self._step += 1
         self._emit(outputs, logprobs)
+
+    def _forget(self, request: Request) -> None:
+        for stream in request.streams:
+            self._requests.pop(stream, None)
 
     def _emit(self, outputs: "Sequence[Output]", logprobs: "Mapping[Stream, Logprobs] | None" = None) -> None:
         if self._server is not None:

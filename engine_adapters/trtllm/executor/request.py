@@ -19,7 +19,20 @@ GOES_ON = ("length", "not_finished")
 class Request:
     """`open` holds the answers whose end has not been told, `is_over` says that the engine has told all."""
 
-    __slots__ = ("_counts", "_stops", "fault", "generation", "is_dirty", "is_over", "open", "streams", "submission")
+    __slots__ = (
+        "_answer",
+        "_counts",
+        "_is_plain",
+        "_stops",
+        "fault",
+        "generation",
+        "is_aborted",
+        "is_dirty",
+        "is_over",
+        "open",
+        "streams",
+        "submission",
+    )
 
     def __init__(
         self, streams: "Sequence[Stream]", submission: Submission, generation: Generation, eos: "Sequence[int]"
@@ -28,20 +41,32 @@ class Request:
         self.submission = submission
         self.generation = generation
         self.open = set(range(len(streams)))
+        self.is_aborted = False
         self.is_dirty = False
         self.is_over = False
         self.fault: RequestFault | None = None
         self._counts = [0] * len(streams)
+        self._answer = generation.outputs[0]
+        self._is_plain = len(streams) == 1 and submission.logprobs is None and not generation.first_tokens
         self._stops = frozenset(array("I", submission.stop_token_ids))
         if not submission.ignore_eos:
             self._stops |= frozenset(eos)
 
+    def abort(self) -> None:
+        """Its end is told when the engine tells it."""
+        self.is_aborted = True
+        self.generation.abort()
+
     def tell(self, outputs: "list[Output]", logprobs: "dict[Stream, Logprobs]") -> None:
         """Add what is new since the last time."""
-        answers = self.generation.outputs
+        if self._is_plain and not self.is_over:
+            count, so_far = self._counts[0], self._answer.token_ids
+            if len(so_far) > count:
+                self._counts[0] = len(so_far)
+                outputs.append((self.streams[0], so_far[count:], None))
+            return
         for index in [*self.open]:
-            stream = self.streams[index]
-            so_far: Sequence[int] = answers[index].token_ids
+            stream, so_far = self.streams[index], self.generation.outputs[index].token_ids
             count = self._counts[index]
             if self.generation.first_tokens and not count:
                 count = self._handed_over(so_far)
@@ -71,7 +96,7 @@ class Request:
         stop = self._stop_in(index, token_ids)
         if stop is not None:
             if is_split(self.submission):
-                self.generation.abort()  # it does not see that nobody will come for what it has read
+                self.abort()  # it does not see that nobody will come for what it has read
             finish = self._finish(index, FinishReason.STOP, token_ids[stop])
             return token_ids[:stop], finish
         return token_ids, self._told_end(index) if self.is_over else None
@@ -95,7 +120,7 @@ class Request:
         if reason is None and len(self.streams) > 1:
             # Only the last of several answers to end is told of.
             reason = "length" if self._counts[index] >= self.submission.max_tokens else "stop"
-        if reason not in REASONS:
+        if reason not in REASONS or (reason == "cancelled" and not self.is_aborted):
             text = "the engine's time limit for the request" if reason == "timeout" else f"the engine says {reason!r}"
             return self._failure(RequestFault(text, False, True))
         return self._finish(index, REASONS[reason], stop if isinstance(stop, int) else None)
