@@ -1,6 +1,7 @@
 """`python -m engine_adapters.trtllm.executor MODEL --port N`: serves a model by TensorRT-LLM over the step stream."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -96,6 +97,8 @@ async def serve(options: Options, trt: TensorRt, info: EngineInfo) -> None:
     must_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, must_stop.set)
+    gc.collect()
+    gc.freeze()  # TensorRT-LLM leaves millions of objects: looking at them again would take a good part of a second
     engine = TrtllmEngine(info, trt)
     server = StepServer(engine)
     port = await server.start(options.host, options.port)
