@@ -22,6 +22,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
+WHEN_LEFT = "gateway.when_left"
+"""An extension of the ASGI scope: `(callback) -> None` has `callback()` called once on the loop if the client leaves
+before its answer is complete. It replaces the callback given before, and spares a task that waits in `receive`."""
 
 
 class HttpLoop:
@@ -43,9 +46,9 @@ class HttpLoop:
     def count_active(self) -> int:
         return len(self._active)
 
-    def answering(self, receive: Receive) -> "ActiveRequest":
+    def answering(self, scope: Message, receive: Receive) -> "ActiveRequest":
         """`async with` it around all work for one request whose body has been read."""
-        return ActiveRequest(self._active, receive, self._request_seconds)
+        return ActiveRequest(self._active, scope, receive, self._request_seconds)
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
@@ -68,10 +71,11 @@ class ActiveRequest:
     error in its place. A plain cancellation from outside passes through untouched.
     """
 
-    __slots__ = ("_active", "_deadline", "_error", "_receive", "_seconds", "_task", "_watch")
+    __slots__ = ("_active", "_deadline", "_error", "_receive", "_scope", "_seconds", "_task", "_watch")
 
-    def __init__(self, active: set["ActiveRequest"], receive: Receive, seconds: float) -> None:
+    def __init__(self, active: set["ActiveRequest"], scope: Message, receive: Receive, seconds: float) -> None:
         self._active = active
+        self._scope = scope
         self._receive = receive
         self._error: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -81,11 +85,16 @@ class ActiveRequest:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._watch = asyncio.create_task(self._watch_client())
         self._active.add(self)
+        when_left = self._scope["extensions"].get(WHEN_LEFT)
+        if when_left is not None:
+            when_left(self._client_left)
+        else:
+            self._watch = asyncio.create_task(self._watch_client())
         if self._seconds:
             late = DeadlineExceeded(f"the request took longer than {self._seconds:g} s (--request-seconds)")
-            self._deadline = asyncio.get_running_loop().call_later(self._seconds, self.end, late)
+            ends_at = self._scope["record"].received + self._seconds
+            self._deadline = asyncio.get_running_loop().call_at(ends_at, self.end, late)
         return self
 
     async def __aexit__(
@@ -112,6 +121,9 @@ class ActiveRequest:
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # a body part nobody asked for
+        self._client_left()
+
+    def _client_left(self) -> None:
         self.end(ClientLeft("the client closed the connection"))
 
 

@@ -150,7 +150,7 @@ class Endpoint:
         loop: HttpLoop = scope["state"]["loop"]
         fields = await read_json(scope, receive, self._gateway)
         answer = self._lower(fields, self._gateway, loop, scope["record"])
-        async with loop.answering(receive):
+        async with loop.answering(scope, receive):
             if answer.shape.stream:
                 await answer.stream(scope, send)
             else:
