@@ -213,8 +213,13 @@ class Exchange:
                 self._on_left()
 
     def close(self) -> None:
-        """The answer is complete, or there will be none."""
-        self._on_left = self._transport = None
+        """The answer is complete, or there will be none.
+
+        Everything is let go now and not by the garbage collector: so granian learns that the rest of a body is not
+        wanted. (It does with its next request: until then its thread, whose object it was, sees to no references.)
+        """
+        self.scope["extensions"].clear()
+        self._on_left = self._transport = self._parts = self._protocol = None
         if self._timer is not None:
             self._timer.cancel()
         watch, self._watch = self._watch, None

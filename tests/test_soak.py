@@ -65,10 +65,11 @@ class Client:
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_nothing_is_left_over(duration: float) -> None:
+def test_nothing_is_left_over(server: str, duration: float) -> None:
     simulators = [Simulator("--max-running", "4", "--speed", "4") for _ in range(2)]
     workers = [simulator.url for simulator in simulators]
-    with simulators[0], simulators[1], Gateway("--http-threads", "2", workers=workers) as gateway:
+    arguments = ("--server", server, "--http-threads", "2")
+    with simulators[0], simulators[1], Gateway(*arguments, workers=workers) as gateway:
         eventually(lambda: gateway.worker_states() == ["ready", "ready"])
         process = psutil.Process(gateway.child.pid)
         chat.complete(gateway, max_tokens=1)
