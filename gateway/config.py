@@ -53,7 +53,7 @@ class Config:
     )
     server: str = option(
         "hypercorn",
-        "the HTTP server: hypercorn, or granian (experimental: it drops requests on 3.13t)",
+        "the HTTP server: hypercorn, or granian (HTTP in Rust, for less CPU)",
         "NAME",
         one_of("hypercorn", "granian"),
     )

@@ -223,14 +223,13 @@ def test_a_slow_reader_gets_everything_in_the_end(server: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--body-seconds", "--request-seconds"])
-@pytest.mark.parametrize("sent", [b"", b"{"], ids=["nothing", "something"])
-def test_a_body_that_does_not_end_is_refused_in_time(server: str, option: str, sent: bytes) -> None:
+def test_a_body_that_does_not_end_is_refused_in_time(server: str, option: str) -> None:
     with (
         Gateway("--server", server, option, "0.3", workers=["step://127.0.0.1:1"]) as gateway,
         socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as connection,
         connection.makefile("rb") as answers,
     ):
-        connection.sendall(head_of(BODY) + sent)
+        connection.sendall(head_of(BODY) + BODY[:1])
         status, _, body = read_answer(answers)
         error = json.loads(body)["error"]
 
