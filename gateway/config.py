@@ -53,7 +53,7 @@ class Config:
     )
     server: str = option(
         "hypercorn",
-        "the HTTP server: hypercorn, or granian (experimental: it drops requests on 3.13t)",
+        "the HTTP server: hypercorn, or granian (HTTP in Rust, for less CPU)",
         "NAME",
         one_of("hypercorn", "granian"),
     )
@@ -81,6 +81,9 @@ class Config:
         5.0, "how long a request waits for a worker when none is ready", "SECONDS", between(0, 3600)
     )
     max_body_mb: int = option(64, "largest request body taken, in MiB", "MIB", between(1, 4096))
+    body_seconds: float = option(
+        120.0, "how long a client may take to send a request's body", "SECONDS", between(0.1, 86400)
+    )
     dead_client_seconds: float = option(
         30.0, "cut a client that acknowledges nothing for this long", "SECONDS", between(1, 3600)
     )
