@@ -185,7 +185,7 @@ class Exchange:
         try:
             next(self._transport.send_bytes(body), None)  # an awaitable for RSGI's sake, and ready
         except RSGIProtocolClosed:
-            self.leave()
+            self._loop.call_soon(self.leave)  # not now: the caller is in the midst of handing out tokens
         return True
 
     def when_left(self, callback: Callable[[], None]) -> None:

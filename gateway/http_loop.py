@@ -24,7 +24,8 @@ WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
 WHEN_LEFT = "gateway.when_left"
 """An extension of the ASGI scope: `(callback) -> None` has `callback()` called once on the loop if the client leaves
-before its answer is complete. It replaces the callback given before, and spares a task that waits in `receive`."""
+before its answer is complete, but never from within `write_now`. It replaces the callback given before, and spares a
+task that waits in `receive`."""
 
 
 class HttpLoop:

@@ -93,6 +93,7 @@ def test_nothing_is_left_over(server: str, duration: float) -> None:
         counts = sum((client.counts for client in clients), Counter[str]())
         assert all(counts[kind] for kind in ("_read_all", "_leave", "_whole", "_leave_whole", "_bad"))
         assert not [entry for entry in gateway.log() if entry["level"] in ("WARNING", "ERROR")]
+        assert not gateway.lines("^[A-Z]"), "something wrote past the log, such as asyncio of a callback that failed"
         assert gateway.metric("gateway_wire_faults_total") == gateway.metric("gateway_retries_total") == 0
         assert gateway.metric("gateway_requests_total", status="500") == 0
         certain = counts["_read_all"] + counts["_leave"] + counts["_whole"]
