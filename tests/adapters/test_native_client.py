@@ -349,7 +349,8 @@ async def test_tokens_come_one_by_one_and_then_the_limit(servicer: Servicer) -> 
             [100, 101, 102],
             Finish(FinishReason.LENGTH, prompt_tokens=3, cached_tokens=CACHED, completion_tokens=3),
         )
-        assert not connection.faults and connection.client.load.running == 0
+        await until(lambda: connection.client.load.running == 0)
+        assert not connection.faults
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -524,7 +525,7 @@ def test_errors_of_old_servers_are_understood(run: Run, servicer: Servicer, code
 @story
 async def test_a_message_larger_than_the_server_takes_is_the_requests_fault(servicer: Servicer) -> None:
     async with connected(servicer, max_seq_len=1 << 26, max_num_tokens=1 << 26) as connection:
-        connection.client.submit(["a"], Submission("big", bytes(4 << 22) + u32(1 << 31) * (1 << 21), 1))
+        connection.client.submit(["a"], Submission("big", u32(1 << 31) * (7 << 20), 1))
         _, finish = await connection.answer()
         assert finish.reason is FinishReason.REJECTED and "larger than max" in finish.error
 
@@ -665,14 +666,12 @@ async def all_logprobs(connection: Connection) -> list[Logprobs]:
 
 
 @story
-async def test_streams_of_one_turn_come_in_one_batch(servicer: Servicer) -> None:
-    async with connected(servicer, step_seconds=0.02) as connection:
-        keys = [str(number) for number in range(50)]
-        for key in keys:
-            connection.client.submit([key], ask(max_tokens=10))
-        answers = await connection.answers(len(keys))
-        assert all(said == list(range(100, 110)) for said, _ in answers.values())
-        assert sum(connection.batches) / len(connection.batches) > 3
+async def test_what_comes_in_one_turn_of_the_loop_is_one_batch(servicer: Servicer) -> None:
+    async with connected(servicer) as connection:
+        for key in "abc":
+            connection.client.submit([key], ask([11] * LIMIT))
+        await connection.answers(3)
+        assert connection.batches == [3]
 
 
 @story
