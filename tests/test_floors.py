@@ -28,7 +28,7 @@ PACKAGES = ("gateway", "engine_adapters")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EXECUTORS_NEED = {"engine_adapters", "grpc"}
 """What an engine's own Python must offer beside the standard library."""
-CLIENTS_NEED = {"engine_adapters.http2": {"hpack"}}
+CLIENTS_NEED = {"engine_adapters.http2.connection": {"hpack"}}
 """What runs in gateways only may need more."""
 
 

@@ -1,10 +1,4 @@
-"""gRPC calls over one HTTP/2 connection, as a client: for wires that send a message for each token.
-
-grpc.aio costs 43-50 µs for a message it receives, this a few: one read of the socket brings what an engine step said to
-all requests, and their messages are handed over from there, without a task or a thread between.
-
-It reads all that comes at once, whoever waits for it: what is received is bounded by what is asked for. Plain text
-only, no compression. RFC 9113 and gRPC's "PROTOCOL-HTTP2" say how both look on the wire.
+"""A connection with its calls: what is sent as the windows allow, and what comes to whoever made the call.
 
 Threads: none of its own. A connection belongs to the event loop it was made on.
 """
@@ -14,43 +8,50 @@ import itertools
 import struct
 from collections.abc import Iterator
 from typing import Protocol, cast
-from urllib.parse import unquote
 
 import hpack
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
-END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, ENABLE_PUSH = 3, 4, 5, 2
-CANCEL, REFUSED_STREAM, ENHANCE_YOUR_CALM = 8, 7, 11
-DEFAULT_WINDOW = 65_535
-LARGEST_WINDOW = (1 << 31) - 1
-LARGEST_FRAME = 1 << 20
-"""Of those we take."""
+from engine_adapters.http2.frames import (
+    ACK,
+    CANCEL,
+    CONTINUATION,
+    DATA,
+    DEFAULT_WINDOW,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FRAME,
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    LARGEST_FRAME,
+    LARGEST_WINDOW,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    REFUSED_STREAM,
+    RST_STREAM,
+    SETTING,
+    SETTINGS,
+    U32,
+    WINDOW_UPDATE,
+    ProtocolViolation,
+    frame,
+    request_head,
+    window_update,
+    without_padding,
+)
+from engine_adapters.http2.status import CallFailed, failure_of
+
 RENEWAL = 1 << 29
 """Received bytes after which a window is made whole again."""
-FRAME = struct.Struct(">BHBBI")
-SETTING = struct.Struct(">HI")
-U32 = struct.Struct(">I")
 PREFIX = struct.Struct(">BI")
 """Of a gRPC message: whether it is compressed, and its length."""
-
-STATUSES = (
-    "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
-    "RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS "
-    "UNAUTHENTICATED"
-).split()
-"""gRPC's statuses by their numbers."""
 RESETS = {REFUSED_STREAM: "UNAVAILABLE", CANCEL: "CANCELLED", ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED"}
-
-
-class CallFailed(Exception):
-    """A call that ended with another status than OK: `code` is its name, `details` what the server says."""
-
-    def __init__(self, code: str, details: str) -> None:
-        super().__init__(f"{code}: {details}")
-        self.code = code
-        self.details = details
 
 
 class Receiver(Protocol):
@@ -61,10 +62,6 @@ class Receiver(Protocol):
 
     def ended(self, failure: "CallFailed | None") -> None:
         """The call is over. It is the last thing to be said of it, and not said when we cancel it ourselves."""
-
-
-class ProtocolViolation(Exception):
-    """The server does not speak HTTP/2 as it must; the connection is of no more use."""
 
 
 class Stream:
@@ -352,63 +349,3 @@ async def connect(target: str) -> Connection:
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(lambda: Connection(target), host.strip("[]"), int(port))
     return connection
-
-
-def frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
-    return FRAME.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, number) + payload
-
-
-def window_update(number: int, size: int) -> bytes:
-    return frame(WINDOW_UPDATE, 0, number, U32.pack(size))
-
-
-def without_padding(flags: int, payload: bytes) -> bytes:
-    if not flags & PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise ProtocolViolation("there is more padding than frame")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def request_head(path: str, authority: str) -> bytes:
-    """The headers of a request, by RFC 7541: none of them enters the server's table, so this is the same every time."""
-    return b"".join(
-        (
-            b"\x83\x86",  # :method POST, :scheme http
-            b"\x04" + text(path),  # :path
-            b"\x01" + text(authority),  # :authority
-            b"\x0f\x10" + text("application/grpc"),  # content-type
-            b"\x0f\x2b" + text("nogil-gateway"),  # user-agent
-            b"\x00" + text("te") + text("trailers"),
-        )
-    )
-
-
-def text(value: str) -> bytes:
-    """A string as HPACK has it, its length in 7 bits and more bytes behind them where that is not enough."""
-    data = value.encode("ascii")
-    size = len(data)
-    if size < 0x7F:
-        return bytes((size,)) + data
-    rest, head = size - 0x7F, bytearray((0x7F,))
-    while rest > 0x7F:
-        head.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    return bytes((*head, rest)) + data
-
-
-OF_HTTP = {"401": "UNAUTHENTICATED", "403": "PERMISSION_DENIED", "404": "UNIMPLEMENTED", "400": "INTERNAL"}
-OF_HTTP |= dict.fromkeys(("429", "502", "503", "504"), "UNAVAILABLE")
-"""What stands for a status of gRPC when something on the way answers that does not know it."""
-
-
-def failure_of(headers: dict[str, str]) -> "CallFailed | None":
-    """What the headers at the end of a call say; None when it went well."""
-    number = headers.get("grpc-status")
-    if number == "0":
-        return None
-    if number is None:
-        status = headers.get(":status", "")
-        return CallFailed(OF_HTTP.get(status, "UNKNOWN"), f"answered by HTTP {status} and no gRPC status")
-    is_known = number.isascii() and number.isdecimal() and int(number) < len(STATUSES)
-    return CallFailed(STATUSES[int(number)] if is_known else "UNKNOWN", unquote(headers.get("grpc-message", "")))
