@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     {"parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
     {"doctor", "http_loop"},
-    {"generate"},
+    {"generate", "http1"},
     {"api", "granian_server", "http_server", "watch"},
     {"app"},
     {"server"},
