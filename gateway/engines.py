@@ -60,7 +60,8 @@ class Session:
 
     def start(self, stream: Stream, submission: Submission) -> None:
         """From an HTTP loop: submit; whatever happens, the stream gets a Finish."""
-        self._thread.post(lambda: self._submit(stream, submission))
+        choices = stream.choices  # now, since the stream forgets them when it is closed
+        self._thread.post(lambda: self._submit(stream, choices, submission))
 
     def stop(self, choices: list[Choice]) -> None:
         """From an HTTP loop: abort; nothing more will be delivered for them."""
@@ -124,12 +125,12 @@ class Session:
             reason = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else ""
             self._publish(replace(self._state(), state="suspect" if is_silent else "ready", reason=reason))
 
-    def _submit(self, stream: Stream, submission: Submission) -> None:
+    def _submit(self, stream: Stream, choices: list[Choice], submission: Submission) -> None:
         if self._engine is None:
-            self._post(_ends(stream.choices, f"worker {self.worker.name} was lost"))
+            self._post(_ends(choices, f"worker {self.worker.name} was lost"))
             return
         self._streams.add(stream)
-        self._engine.submit(stream.choices, submission)
+        self._engine.submit(choices, submission)
 
     def _abort(self, choices: Iterable[Choice]) -> None:
         for choice in choices:

@@ -74,7 +74,10 @@ class Output(Protocol):
 async def generate(
     gateway: Gateway, loop: HttpLoop, request: GenerateRequest, record: RequestRecord, output: Output
 ) -> None:
-    """Have `output` told what the model says, until it stops or is stopped; the last event is Usage."""
+    """Have `output` told what the model says, until it stops or is stopped; the last event is Usage.
+
+    What `output` holds back at the end is for the caller to flush: the end of a stream is one write.
+    """
     model = gateway.model(request.model)
     prompt = await prepare(gateway, model, request, record)
     submission = submission_for(model, request, prompt)
@@ -82,9 +85,11 @@ async def generate(
     try:
         async with Attempts(gateway, loop, model, submission, record) as stream:
             answering = Answering(decoders, record, output, stream.drop)
-            while answering.unfinished:
+            while True:
                 if not await stream.pump(answering.take):
                     output.put(Waiting())
+                if not answering.unfinished:
+                    break
                 await output.flush()
     finally:
         account(loop, record, decoders)
@@ -280,10 +285,8 @@ class Attempts:
         lease, self._lease = self._lease, None
         if lease is None:
             return
-        if stream is not None:
-            stream.close()
-            if unfinished := stream.unfinished:
-                lease.worker.session.stop(unfinished)
+        if stream is not None and (unfinished := stream.close()):
+            lease.worker.session.stop(unfinished)
         lease.release()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gateway.api.body import Fields, read_json
-from gateway.api.reply import EventWriter, Scope, Send, json_text, send_json, server_timing
+from gateway.api.reply import JSON, EventWriter, Scope, Send, json_text, quoted, send_body, server_timing
 from gateway.generate import Gateway, Output
 from gateway.http_loop import HttpLoop, Receive
 from gateway.model import Model
@@ -26,12 +26,10 @@ class Answer(ABC):
         self._choices = choices
         self._unopened = set(range(choices))
         self._chunk_head = self._chunk_tail = ""
-        self._head = {
-            "id": f"{self.prefix}-{record.request_id}",
-            "created": int(time.time()),
-            "model": model.name,
-            "system_fingerprint": model.system_fingerprint,
-        }
+        self._head = (
+            f'{{"id":{quoted(f"{self.prefix}-{record.request_id}")},"created":{int(time.time())},'
+            f'"model":{quoted(model.name)},"system_fingerprint":{quoted(model.system_fingerprint)},"object":'
+        )
         self.shape = shape
 
     @abstractmethod
@@ -58,19 +56,20 @@ class Answer(ABC):
     def note(self, event: Text) -> None:
         """Called with each text of the one reply, for what is to be kept of it besides the text."""
 
-    async def whole(self) -> dict[str, Any]:
-        """The one reply."""
+    async def whole(self) -> str:
+        """The one reply, as JSON."""
         collector = Collector(self._choices, self.note)
         await self.generate(collector)
         choices = [
             self.whole_choice(index, "".join(collector.texts[index]), collector.finish_reasons[index])
             for index in range(self._choices)
         ]
-        return {**self._head, "object": self.whole_kind, "choices": choices, "usage": usage_body(collector.usage)}
+        usage = json_text(usage_body(collector.usage))
+        return f'{self._head}"{self.whole_kind}","choices":{json_text(choices)},"usage":{usage}}}'
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Server-sent events."""
-        self._chunk_head = f'data: {json_text({**self._head, "object": self.chunk_kind})[:-1]},"choices":['
+        self._chunk_head = f'data: {self._head}"{self.chunk_kind}","choices":['
         self._chunk_tail = self._tail()
         writer = EventWriter(scope, send, self._parts_of)
         await self.generate(writer)
@@ -150,11 +149,11 @@ class Endpoint:
         loop: HttpLoop = scope["state"]["loop"]
         fields = await read_json(scope, receive, self._gateway)
         answer = self._lower(fields, self._gateway, loop, scope["record"])
-        async with loop.answering(receive):
+        async with loop.answering(scope, receive):
             if answer.shape.stream:
                 await answer.stream(scope, send)
             else:
-                await send_json(scope, send, await answer.whole())
+                await send_body(scope, send, (await answer.whole()).encode(), JSON)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

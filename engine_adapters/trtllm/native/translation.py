@@ -84,7 +84,7 @@ def check(submission: Submission, info: EngineInfo) -> None:
     largest = max((token_id for token_id, _ in submission.sampling.logit_bias), default=-1)
     if largest >= info.vocab_size > 0:
         raise ValueError(
-            f"logit_bias names token id {largest}, and this engine biases only the first {info.vocab_size}"
+            f"logit_bias names token id {largest}, but this engine biases only those below {info.vocab_size}"
         )
 
 
