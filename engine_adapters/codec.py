@@ -218,7 +218,7 @@ def repeated(number: int, name: str, kind: Kind) -> Field:
 
 def mapping(number: int, name: str, key_kind: str, value_kind: Kind) -> Field:
     """A dict: on the wire, repeated messages with the fields `key` and `value`."""
-    layout = Layout(singular(1, "key", key_kind), singular(2, "value", value_kind))
+    layout = Layout(optional(1, "key", key_kind), optional(2, "value", value_kind))  # both are always written
 
     def write(chunks: list[bytes], tag: bytes, values: dict[Any, Any]) -> None:
         for key, value in values.items():

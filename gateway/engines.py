@@ -25,6 +25,7 @@ from engine_adapters.base import (
 )
 from engine_adapters.step.client import StepClient
 from engine_adapters.trtllm.native.client import NativeClient
+from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
 from gateway.routing import Router, Worker, WorkerAddress, WorkerState
@@ -34,6 +35,7 @@ from gateway.threads import Mailbox, Supervisor
 ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {
     "step": StepClient,
     "trtllm": NativeClient,
+    "openengine": OpenEngineClient,
 }
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""

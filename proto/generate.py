@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 MODULES = {
     "proto/executor.proto": "engine_adapters/step/messages.py",
+    "proto/openengine.proto": "engine_adapters/trtllm/openengine/messages.py",
     "proto/trtllm_service.proto": "engine_adapters/trtllm/native/messages.py",
 }
 

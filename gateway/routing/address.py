@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
-SCHEMES = ("step", "trtllm")
+SCHEMES = ("step", "trtllm", "openengine")
 ROLES = ("any", "prefill", "decode")
 MAX_WEIGHT = 1000.0
 

@@ -24,8 +24,9 @@ from engine_adapters.packed import MANY
 from engine_adapters.step import messages
 from engine_adapters.step.messages import ClientFrame, Finished, HealthReply, Info, Load, Sampling, StepFrame, Submit
 from engine_adapters.trtllm.native import messages as trtllm_messages
+from engine_adapters.trtllm.openengine import messages as openengine_messages
 
-WIRES = {"gateway.executor.v1": messages, "trtllm": trtllm_messages}
+WIRES = {"gateway.executor.v1": messages, "trtllm": trtllm_messages, "openengine.v1": openengine_messages}
 """The modules written by proto/generate.py, by package."""
 EVERY_KIND_MESSAGES = [f"gateway.tests.{name}" for name in ("EveryKind", "FewKinds", "Node", "Nothing")]
 
@@ -36,7 +37,21 @@ def names_of(package: str) -> list[str]:
     return [f"{package}.{cls.__name__}" for cls in classes]
 
 
-WIRE_MESSAGES = [name for package in WIRES for name in names_of(package)]
+# OpenEngine has many small ones; these contain them.
+OPENENGINE_MESSAGES = (
+    "GenerateRequest",
+    "GenerateResponse",
+    "ServerInfo",
+    "ModelInfo",
+    "LoadInfo",
+    "KvEvent",
+    "Struct",
+)
+WIRE_MESSAGES = [
+    *names_of("gateway.executor.v1"),
+    *names_of("trtllm"),
+    *(f"openengine.v1.{name}" for name in OPENENGINE_MESSAGES),
+]
 
 
 @dataclass

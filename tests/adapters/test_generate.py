@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = ("proto/generate.py", "proto/proto3_parser.py")
 PROTOS = {
     "proto/executor.proto": "engine_adapters/step/messages.py",
+    "proto/openengine.proto": "engine_adapters/trtllm/openengine/messages.py",
     "proto/trtllm_service.proto": "engine_adapters/trtllm/native/messages.py",
 }
 
