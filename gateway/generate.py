@@ -200,7 +200,8 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Su
         lora=request.lora,
         constraint=request.constraint,
         kv_retention=request.kv_retention,
-        stream=request.stream,
+        # Who looks for stop strings here must see the tokens as they come, or the engine goes on for nobody.
+        stream=request.stream or bool(request.output.stop),
     )
 
 

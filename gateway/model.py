@@ -4,7 +4,9 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine_adapters.base import Sampling
 from engine_adapters.tokenizer_file import TokenizerFileError, read_context_length, read_eos_token_ids
+from gateway.generation_config import read_sampling_defaults
 from gateway.tokenizer import ChatTemplate, Tokenizer
 from gateway.tokenizer.huggingface import load_chat_template
 
@@ -14,7 +16,10 @@ DEMO_NAME = "demo"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`context_length` bounds prompt and completion together; `eos_token_ids` is little-endian u32."""
+    """`context_length` bounds prompt and completion together; `eos_token_ids` is little-endian u32.
+
+    `sampling` is for what a request leaves open.
+    """
 
     name: str
     folder: Path
@@ -22,6 +27,7 @@ class Model:
     template: ChatTemplate
     context_length: int
     eos_token_ids: bytes
+    sampling: Sampling = Sampling()
 
     @property
     def system_fingerprint(self) -> str:
@@ -46,6 +52,7 @@ class Model:
             template=load_chat_template(folder),
             context_length=context_length,
             eos_token_ids=array("I", eos_token_ids).tobytes(),
+            sampling=read_sampling_defaults(folder),
         )
 
 

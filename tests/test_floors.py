@@ -11,7 +11,7 @@ from tests.processes import ROOT
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "threads", "types"},
-    {"parsers", "pools", "routing", "streams", "tokenizer"},
+    {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
     {"doctor", "http_loop"},
     {"generate", "http1"},

@@ -184,11 +184,16 @@ class Connection(asyncio.Protocol):
     # --- what is sent -----------------------------------------------------------------------------------------------
 
     def _start(self, path: str, message: bytes, metadata: Metadata, receiver: Receiver) -> None:
+        number = next(self._numbers)
+        if number > LARGEST_WINDOW:
+            self._farewell = "the connection has used up its numbers"
+            receiver.ended(CallFailed("UNAVAILABLE", self._farewell))
+            return
         head = self._heads.get(path)
         if head is None:
             head = self._heads[path] = request_head(path, self._authority)
         head += b"".join(itertools.starmap(header, metadata))
-        stream = Stream(next(self._numbers), receiver, self._first_window, PREFIX.pack(0, len(message)) + message)
+        stream = Stream(number, receiver, self._first_window, PREFIX.pack(0, len(message)) + message)
         self._streams[stream.number] = self._calls[receiver] = stream
         self._transport.write(frame(HEADERS, END_HEADERS, stream.number, head) + b"".join(self._sendable(stream)))
 

@@ -1,6 +1,7 @@
 """Tests of our gRPC client connection against the h2 library's idea of HTTP/2, byte by byte and without sockets."""
 
 import asyncio
+import itertools
 import struct
 from collections.abc import Callable
 
@@ -326,6 +327,17 @@ def test_a_server_that_goes_away_finishes_what_it_has_taken() -> None:
     )
     server.client.data_received(answer)
     assert taken.messages == [b"still"] and taken.ends == [None]
+
+
+def test_a_connection_that_has_used_up_its_numbers_takes_nothing_new() -> None:
+    server = Server()
+    server.client._numbers = itertools.count(frames.LARGEST_WINDOW, 2)
+    caller, number = server.call()
+    late = Caller()
+    server.client.call(PATH, b"", late)
+    assert late.failure == ("UNAVAILABLE", "the connection has used up its numbers")
+    server.say(number, framed(b"last"))
+    assert caller.messages == [b"last"] and caller.ends == [None]
 
 
 def test_a_broken_connection_ends_every_call() -> None:

@@ -1,12 +1,10 @@
 """Tests of TensorRT-LLM's own wire against an independent server, which behaves as the real one is documented to."""
 
 import asyncio
-import json
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +25,8 @@ from engine_adapters.trtllm.native import client as native_client
 from engine_adapters.trtllm.native.client import NativeClient
 from engine_adapters.trtllm.native.translation import UNKNOWN_LOGPROB
 from tests.attach import u32
-from tests.processes import PATIENCE, Process
+from tests.processes import PATIENCE
+from tests.trtllm import Servicer
 
 EOS = 2
 LIMIT = 1000
@@ -35,41 +34,6 @@ LIMIT = 1000
 VOCABULARY = 500
 CACHED = 7
 Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-class Servicer(Process):
-    """tests/adapters/trtllm_servicer.py, serving."""
-
-    def __init__(self, python: str) -> None:
-        super().__init__([python, str(Path(__file__).with_name("trtllm_servicer.py"))])
-        self._read = 0
-        try:
-            self.address: str = json.loads(self.line('"serving"', "stdout")[0] and self._lines["stdout"][0])["address"]
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-
-    async def plan(self, **plan: Any) -> None:
-        """Have the engine do this with what comes from now on; what it told before is forgotten."""
-        self.write(json.dumps(plan))
-        await self.event("plan")
-
-    async def event(self, *kinds: str) -> dict[str, Any]:
-        """The next thing of such a kind that happens there."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                lines = self._lines["stdout"]
-                while self._read < len(lines):
-                    self._read += 1
-                    event: dict[str, Any] = json.loads(lines[self._read - 1])
-                    if event["event"] in kinds:
-                        return event
-                await asyncio.sleep(0.002)
-
-    async def request(self) -> dict[str, Any]:
-        """The next GenerateRequest, as protobuf's JSON."""
-        found: dict[str, Any] = (await self.event("generate"))["request"]
-        return found
 
 
 class Connection:
