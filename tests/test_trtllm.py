@@ -1,5 +1,6 @@
 """TensorRT-LLM's own wire through the front door, with an independent server and with the simulator behind it."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -145,6 +146,47 @@ def test_both_wires_of_the_simulator_say_the_same(gateway: Gateway) -> None:
             assert [text_of_choice(chunks, index) for index in range(len(texts))] == texts
         wait_until_idle(native)
         assert native.metric("gateway_wire_faults_total") == 0
+
+
+STREAMS_IN_A_LONG_SOAK = 2000
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_many_streams_at_once_lose_nothing(duration: float) -> None:
+    """2000 of them when the soak is a long one: each is a call of its own on the one connection to the engine."""
+    streams = STREAMS_IN_A_LONG_SOAK if duration >= 60 else 200
+    tokens = 20
+    pace = ("--decode-base-ms", "300", "--decode-per-request-ms", "0", "--prefill-tps", "1e9")
+    capacity = ("--max-running", str(streams), "--kv-tokens", str(200 * streams), "--output", "random")
+    with NativeSimulator(*pace, *capacity) as simulator, Gateway(workers=[simulator.url]) as gateway:
+        gateway.wait_until_ready()
+        answers = asyncio.run(all_at_once(gateway, streams, tokens))
+        assert [answer.count(b'"delta":{"content":') > 0 for answer in answers] == [True] * streams
+        assert all(f'"completion_tokens":{tokens},'.encode() in answer for answer in answers)
+        assert all(answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for answer in answers)
+        wait_until_idle(gateway)
+        assert gateway.metric("gateway_wire_faults_total") == gateway.metric("gateway_retries_total") == 0
+        # An engine that takes 2000 requests at once may well be silent for a while.
+        troubles = [entry for entry in gateway.log() if entry["level"] in ("WARNING", "ERROR")]
+        assert not [entry for entry in troubles if not entry["message"].endswith("is suspect")]
+
+
+async def all_at_once(gateway: Gateway, streams: int, tokens: int) -> list[bytes]:
+    """What so many clients read, each on a connection of its own, all of them open before the first one asks."""
+    body = json.dumps(
+        chat.body("hi", stream=True, max_tokens=tokens, ignore_eos=True, stream_options={"include_usage": True})
+    )
+    request = (
+        f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    )
+    connections = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(streams)]
+    for _, writer in connections:
+        writer.write(request.encode())
+    answers = await asyncio.gather(*(reader.read() for reader, _ in connections))
+    for _, writer in connections:
+        writer.close()
+    return list(answers)
 
 
 def text_of_choice(chunks: list[dict[str, Any]], index: int) -> str:
