@@ -5,8 +5,9 @@ Threads: none of its own. Everything here runs on the event loop of the gateway'
 
 import asyncio
 import itertools
+import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeAlias
 
@@ -14,21 +15,26 @@ from engine_adapters.base import Delivery, Finish, FinishReason, Key, Logprobs
 from engine_adapters.http2 import CallFailed, Connection, Metadata
 
 MESSAGE_BYTES = 64 << 20
+"""Of a request; no server takes more."""
+ABORT_TRIES = 4
+ABORT_PAUSE = 0.05
+"""A server that has not begun with a request yet does not find it."""
 ABORTED_SECONDS = 5.0
 """After it confirmed an abort, an engine has this long to end the call by itself."""
 
 News: TypeAlias = "tuple[int, Sequence[int], Finish | None, Logprobs | None]"
 """(which of the call's answers, its new token ids, the end if this is it, the logprobs of these tokens if it asked)"""
+CUT_OFF = Finish(FinishReason.ERROR, error="the engine ended the call before the answer's end", retryable=True)
 
 
 class Reader(Protocol):
     """Understands the messages of one call. Belongs to that call."""
 
     def read(self, data: bytes) -> Sequence[News]:
-        """What a message says; raises ValueError or TypeError when it makes no sense."""
+        """What a message says, of answers that have ended too. Raises ValueError or TypeError when it makes no sense."""
 
-    def end(self) -> Finish:
-        """The end of each answer that has none when the engine ends the call without a complaint."""
+    def end(self) -> Sequence[News]:
+        """The ends that can be told only now, when the engine has ended the call without a complaint."""
 
 
 class _Call(Generic[Key]):
@@ -54,9 +60,10 @@ class _Call(Generic[Key]):
 class Calls(Generic[Key]):
     """The requests that one client has under way. Every call is read until it ends, whoever waits for it.
 
-    `generate` is the method's path. `abort(request_id)` asks the engine to stop a request and says whether the call
-    will now end by itself. `count_fault` is told of messages that make no sense. Requests go out over `connection`,
-    which must be set before the first; deliveries go to `deliver`, gathered for a turn of the loop.
+    `generate` is the method's path. `abort(request_id)` asks the engine to stop a request; it says whether the engine
+    knew it, so that the call will now end by itself, and may raise CallFailed. `count_fault` is told of messages that
+    make no sense. Requests go out over `connection`, which must be set before the first; deliveries go to `deliver`,
+    gathered for a turn of the loop.
     """
 
     def __init__(
@@ -70,13 +77,13 @@ class Calls(Generic[Key]):
         self._stops: set[asyncio.Task[None]] = set()
         self._deliveries: list[Delivery[Key]] = []
         self._numbers = itertools.count(1)
-        self._name = uuid.uuid4().hex[:8]
+        self._name = secrets.token_hex(4)
         self.deliver: Callable[[list[Delivery[Key]]], None] = _nobody
         self.last_message_at = time.monotonic()
         self.tokens = 0
         """Delivered since this was made."""
-        self.connection_failed = asyncio.Event()
-        """Set when a call ended because the engine could not be reached."""
+        self.is_doubtful = asyncio.Event()
+        """Set when the engine could not be reached for a call or an abort."""
 
     def __len__(self) -> int:
         """How many answers somebody waits for."""
@@ -126,11 +133,15 @@ class Calls(Generic[Key]):
     def take(self, call: _Call[Key], message: bytes) -> None:
         """A call's message has come."""
         self.last_message_at = time.monotonic()
-        if not call.keys:
-            return  # it is on its way to its end
+        if call.is_over is not None:
+            return  # it is being stopped
         try:
             for index, token_ids, finish, logprobs in call.reader.read(message):
-                self._say(call, index, token_ids, finish, logprobs)
+                if call.keys:
+                    self._say(call, index, token_ids, finish, logprobs)
+                elif token_ids:
+                    self._stop(call)  # the engine goes on where it should have ended
+                    return
         except (ValueError, TypeError) as error:
             self._count_fault("malformed_frame")
             problem = f"the engine sent a malformed message: {error}"
@@ -141,10 +152,14 @@ class Calls(Generic[Key]):
         """A call is over."""
         if call.is_over is not None:
             call.is_over.set()
-        if failure is not None and failure.code == "UNAVAILABLE":
-            self.connection_failed.set()
-        if call.keys:
-            self._end_all(call, call.reader.end() if failure is None else finish_of(failure))
+        if failure is not None:
+            if failure.code == "UNAVAILABLE":
+                self.is_doubtful.set()
+            self._end_all(call, finish_of(failure))
+        elif call.keys:
+            for index, token_ids, finish, logprobs in call.reader.end():
+                self._say(call, index, token_ids, finish, logprobs)
+            self._end_all(call, CUT_OFF)
 
     def _end_all(self, call: _Call[Key], finish: Finish) -> None:
         for index in [*call.keys]:
@@ -183,37 +198,48 @@ class Calls(Generic[Key]):
         task.add_done_callback(self._stops.discard)
 
     async def _see_to_its_end(self, call: _Call[Key], is_over: asyncio.Event) -> None:
-        """Abort, and only then cancel: of a call that is merely cancelled an engine may not notice anything."""
+        """Have the engine stop, see the call to its end, and only then, if it has none, cancel it: a cancelled call can
+        be lost on a server that waits to write, and its engine goes on for nobody."""
         try:
-            if await self._abort(call.request_id):
-                await asyncio.wait_for(is_over.wait(), ABORTED_SECONDS)
-        except asyncio.TimeoutError:
-            pass  # it has had its time
+            for _ in range(ABORT_TRIES):
+                if await self._abort(call.request_id):
+                    await is_set_within(is_over, ABORTED_SECONDS)
+                    break
+                if await is_set_within(is_over, ABORT_PAUSE):
+                    break
+        except CallFailed:
+            self.is_doubtful.set()
         finally:
             self.connection.cancel(call)
+
+
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        return await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:  # on 3.10 not yet the built-in one
+        return False
 
 
 def _nobody(_deliveries: object) -> None:
     """Nobody is there yet, or any more."""
 
 
-REFUSALS = frozenset("INVALID_ARGUMENT OUT_OF_RANGE FAILED_PRECONDITION NOT_FOUND UNIMPLEMENTED".split())
-"""What an engine says of a request that no other one would take either."""
-CLIENTS_FAULTS = (
-    "should not exceed",  # The sum of prompt length (..), query length (..) should not exceed max_num_tokens (..)
-    "max_seq_len",
-    "larger than max",  # Received message larger than max (.. vs. ..)
+OF_THE_REQUEST = frozenset("INVALID_ARGUMENT OUT_OF_RANGE FAILED_PRECONDITION NOT_FOUND UNIMPLEMENTED".split())
+"""Statuses that say that no other engine would take the request either."""
+FAULTS_OF_THE_REQUEST = re.compile(
+    r"should not exceed|max_seq_len|max_num_tokens|max_tokens must be|larger than max|identify image file",
+    re.IGNORECASE,
 )
-"""TensorRT-LLM reports these as failures of its own; the request is what must change."""
+"""What TensorRT-LLM says of a bad request under a status that blames the engine."""
 
 
 def finish_of(failure: CallFailed) -> Finish:
     """What a call that failed means for its answers."""
-    if failure.code in REFUSALS or is_clients_fault(failure.details):
+    if failure.code in OF_THE_REQUEST or is_clients_fault(failure.details):
         return Finish(FinishReason.REJECTED, error=failure.details or failure.code)
-    return Finish(FinishReason.ERROR, error=str(failure), retryable=True)
+    return Finish(FinishReason.ERROR, error=f"the engine ended the call with {failure}", retryable=True)
 
 
 def is_clients_fault(message: str) -> bool:
     """Whether an engine that reports a failure means that the request asked too much."""
-    return any(text in message for text in CLIENTS_FAULTS)
+    return FAULTS_OF_THE_REQUEST.search(message) is not None

@@ -502,8 +502,8 @@ def test_a_refused_request_says_whose_fault_it_is(
         ([error(9, "")], FinishReason.ERROR, "the engine failed with code 9"),
         ([finished(CANCELLED, message="generation timed out")], FinishReason.ERROR, "generation timed out"),
         ([token(11), finished(0)], FinishReason.ERROR, "the engine cancelled the request"),
-        ([token(11)], FinishReason.ERROR, "the engine closed the call before the answer's end"),
-        ([], FinishReason.ERROR, "the engine closed the call before the answer's end"),
+        ([token(11)], FinishReason.ERROR, "the engine ended the call before the answer's end"),
+        ([], FinishReason.ERROR, "the engine ended the call before the answer's end"),
     ],
 )
 def test_an_accepted_request_can_fail_too(

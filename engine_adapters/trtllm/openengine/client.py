@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
-from engine_adapters.trtllm.calls import Calls
+from engine_adapters.trtllm.calls import Calls, is_set_within
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.answer import AnswerReader
 from engine_adapters.trtllm.openengine.kv_events import KvSubscription, OnKvEvents
@@ -168,11 +168,9 @@ class OpenEngineClient(Generic[Key]):
 
     async def _beat(self) -> None:
         """Ask again and again how the engine is; raises EngineLost."""
-        failed = self._calls.connection_failed
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(failed.wait(), BEAT_SECONDS)
-            failed.clear()
+            await is_set_within(self._calls.is_doubtful, BEAT_SECONDS)
+            self._calls.is_doubtful.clear()
             await self._check_health()
             await self._check_load()
             await self._check_loras()
@@ -217,7 +215,7 @@ class OpenEngineClient(Generic[Key]):
 
     async def _stop(self, request_id: str) -> bool:
         question = messages.AbortRequest(request_id)
-        with contextlib.suppress(CallFailed, EngineLost):  # the call is cancelled all the same
+        with contextlib.suppress(EngineLost):  # what was said makes no sense; the call is cancelled all the same
             aborted = await self._ask_if_any(messages.CONTROL_ABORT, question, messages.AbortResponse)
             return aborted is not None and aborted.status == messages.ABORT_STATUS_ABORTED
         return False
