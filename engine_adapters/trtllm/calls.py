@@ -31,7 +31,7 @@ class Reader(Protocol):
     """Understands the messages of one call. Belongs to that call."""
 
     def read(self, data: bytes) -> Sequence[News]:
-        """What a message says, of answers that have ended too. Raises ValueError or TypeError when it makes no sense."""
+        """What a message says, of ended answers too; raises ValueError or TypeError when it makes no sense."""
 
     def end(self) -> Sequence[News]:
         """The ends that can be told only now, when the engine has ended the call without a complaint."""

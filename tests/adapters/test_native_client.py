@@ -21,6 +21,7 @@ from engine_adapters.base import (
     Sampling,
     Submission,
 )
+from engine_adapters.trtllm import calls
 from engine_adapters.trtllm.native import client as native_client
 from engine_adapters.trtllm.native.client import NativeClient
 from engine_adapters.trtllm.native.translation import UNKNOWN_LOGPROB
@@ -527,22 +528,16 @@ async def test_one_answer_of_several_is_dropped_and_the_last_one_aborts(servicer
         await until(lambda: connection.client.unconfirmed_aborts == 0)
 
 
-def test_an_abort_that_the_server_does_not_find_ends_in_a_cancel(
-    run: Run, servicer: Servicer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native_client, "ABORT_SECONDS", 0.2)
-
-    async def story() -> None:
-        async with connected(servicer, hangs_at=0, has_begun=False) as connection:
-            connection.client.submit(["a"], ask())
-            await servicer.request()
-            connection.client.abort("a")
-            for _ in range(native_client.ABORT_TRIES):
-                await servicer.event("not found")
-            assert (await servicer.event("aborted"))["by"] == "cancel"
-            await until(lambda: connection.client.unconfirmed_aborts == 0)
-
-    run(story())
+@story
+async def test_an_abort_that_the_server_does_not_find_ends_in_a_cancel(servicer: Servicer) -> None:
+    async with connected(servicer, hangs_at=0, has_begun=False) as connection:
+        connection.client.submit(["a"], ask())
+        await servicer.request()
+        connection.client.abort("a")
+        for _ in range(calls.ABORT_TRIES):
+            await servicer.event("not found")
+        assert (await servicer.event("aborted"))["by"] == "cancel"
+        await until(lambda: connection.client.unconfirmed_aborts == 0)
 
 
 @story
