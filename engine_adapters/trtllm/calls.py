@@ -5,10 +5,12 @@ Threads: none of its own. Everything here runs on the event loop of the gateway'
 
 import asyncio
 import itertools
+import random
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias
 
 from engine_adapters.base import Delivery, Finish, FinishReason, Key, Logprobs
@@ -21,6 +23,10 @@ ABORT_PAUSE = 0.05
 """A server that has not begun with a request yet does not find it."""
 ABORTED_SECONDS = 5.0
 """After it confirmed an abort, an engine has this long to end the call by itself."""
+REFUSALS = 6
+REFUSAL_PAUSE = 0.05
+"""Where more than 1000 calls wait to be taken on, gRPC's server cancels some of them: these are made again, after a
+pause that doubles each time."""
 
 News: TypeAlias = "tuple[int, Sequence[int], Finish | None, Logprobs | None]"
 """(which of the call's answers, its new token ids, the end if this is it, the logprobs of these tokens if it asked)"""
@@ -40,21 +46,36 @@ class Reader(Protocol):
 class _Call(Generic[Key]):
     """One request under way: the keys of those of its answers that somebody waits for, by their number."""
 
-    __slots__ = ("calls", "is_over", "keys", "reader", "request_id")
+    __slots__ = ("calls", "has_begun", "is_over", "keys", "pause", "reader", "refusals", "request", "request_id")
 
-    def __init__(self, calls: "Calls[Key]", request_id: str, keys: Sequence[Key], reader: Reader) -> None:
+    def __init__(self, calls: "Calls[Key]", keys: Sequence[Key], request: "Request", reader: Reader) -> None:
         self.calls = calls
-        self.request_id = request_id
         self.keys = dict(enumerate(keys))
+        self.request = request
+        self.request_id = ""
         self.reader = reader
+        self.has_begun = False
+        self.refusals = 0
+        self.pause: asyncio.TimerHandle | None = None
+        """Before it is made again."""
         self.is_over: asyncio.Event | None = None
         """Made by who waits for it."""
 
     def received(self, message: bytes) -> None:
+        self.has_begun = True
         self.calls.take(self, message)
 
     def ended(self, failure: "CallFailed | None") -> None:
         self.calls.end(self, failure)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks: `write(request_id)` is its message, which may raise ValueError. `name` begins the id."""
+
+    name: str
+    write: Callable[[str], bytes]
+    metadata: Metadata = ()
 
 
 class Calls(Generic[Key]):
@@ -93,26 +114,27 @@ class Calls(Generic[Key]):
     def unconfirmed_aborts(self) -> int:
         return len(self._stops)
 
-    def new_request_id(self, request_id: str) -> str:
-        """One that no attempt of any gateway has used: engines refuse, or do not check."""
-        return f"{request_id}-{self._name}-{next(self._numbers)}"
-
-    def start(
-        self, keys: Sequence[Key], request_id: str, request: bytes, reader: Reader, metadata: Metadata = ()
-    ) -> None:
+    def start(self, keys: Sequence[Key], request: Request, reader: Reader) -> None:
         """Send a request whose answers go to `keys`."""
-        if len(request) > MESSAGE_BYTES:
-            self.refuse(keys, f"the request has {len(request)} bytes, and this engine takes {MESSAGE_BYTES} at most")
-            return
-        call = _Call(self, request_id, keys, reader)
+        call = _Call(self, keys, request, reader)
         for index, key in call.keys.items():
             self._running[key] = call, index
-        self.connection.call(self._generate, request, call, metadata)
+        self._send(call)
 
-    def refuse(self, keys: Sequence[Key], problem: str) -> None:
-        """End answers to a request that this engine cannot be asked."""
-        for key in keys:
-            self._put((key, (), Finish(FinishReason.REJECTED, error=problem), None))
+    def _send(self, call: _Call[Key]) -> None:
+        """Make the call, or make it again, under an id that no attempt of any gateway has used: engines refuse those,
+        or mix them up."""
+        request = call.request
+        call.pause = None
+        call.request_id = f"{request.name}-{self._name}-{next(self._numbers)}"
+        try:
+            message = request.write(call.request_id)
+            if len(message) > MESSAGE_BYTES:
+                raise ValueError(f"the request has {len(message)} bytes, and this engine takes {MESSAGE_BYTES} at most")
+        except ValueError as error:
+            self._end_all(call, Finish(FinishReason.REJECTED, error=str(error)))
+        else:
+            self.connection.call(self._generate, message, call, request.metadata)
 
     def abort(self, key: Key) -> None:
         """Nothing more is delivered for `key`; the request is stopped when this was the last one."""
@@ -149,10 +171,15 @@ class Calls(Generic[Key]):
             self._stop(call)
 
     def end(self, call: _Call[Key], failure: "CallFailed | None") -> None:
-        """A call is over."""
+        """A call is over, or has not been taken on."""
         if call.is_over is not None:
             call.is_over.set()
-        if failure is not None:
+        is_refused = failure is not None and failure.code == "CANCELLED" and not call.has_begun
+        if is_refused and call.keys and call.refusals < REFUSALS:
+            seconds = REFUSAL_PAUSE * 2**call.refusals * random.uniform(1, 2)
+            call.refusals += 1
+            call.pause = asyncio.get_running_loop().call_later(seconds, self._send, call)
+        elif failure is not None:
             if failure.code == "UNAVAILABLE":
                 self.is_doubtful.set()
             self._end_all(call, finish_of(failure))
@@ -192,6 +219,9 @@ class Calls(Generic[Key]):
             self.deliver(deliveries)
 
     def _stop(self, call: _Call[Key]) -> None:
+        if call.pause is not None:
+            call.pause.cancel()  # the engine knows nothing of it
+            return
         call.is_over = asyncio.Event()
         task = asyncio.ensure_future(self._see_to_its_end(call, call.is_over))
         self._stops.add(task)

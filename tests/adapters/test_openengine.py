@@ -490,6 +490,42 @@ def test_a_refused_request_says_whose_fault_it_is(
     run(story())
 
 
+def test_a_call_that_is_not_taken_on_is_made_again(
+    run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gRPC's server does it to some where very many wait."""
+    monkeypatch.setattr(calls, "REFUSAL_PAUSE", 0.01)
+
+    async def story() -> None:
+        async with connected(server) as connection:
+            server.fail_next("CANCELLED", "")
+            assert (await connection.one(ask())).token_ids == [11, 12, 13]
+            first, second = [await asyncio.to_thread(server.request) for _ in range(2)]
+            assert first.pop("request_id") != second.pop("request_id") and first == second
+            monkeypatch.setattr(calls, "REFUSALS", 0)
+            server.fail_next("CANCELLED", "")
+            assert (await connection.one(ask())).end.retryable
+
+    run(story())
+
+
+def test_an_abort_finds_a_call_that_waits_to_be_made_again(
+    run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "REFUSAL_PAUSE", 60)
+
+    async def story() -> None:
+        async with connected(server) as connection:
+            server.fail_next("CANCELLED", "")
+            connection.client.submit(["key"], ask())
+            await event(server, "request")
+            await connection.one(ask())
+            connection.client.abort("key")
+            assert connection.client.unconfirmed_aborts == 0 and connection.deliveries.empty()
+
+    run(story())
+
+
 @pytest.mark.parametrize(
     ("events", "reason", "message"),
     [
