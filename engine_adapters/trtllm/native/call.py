@@ -38,8 +38,8 @@ class Call(Generic[Key]):
 
     __slots__ = ("_answers", "_cached_tokens", "_is_explained", "_stops", "request_id", "submission")
 
-    def __init__(self, request_id: str, keys: Sequence[Key], submission: Submission) -> None:
-        self.request_id = request_id
+    def __init__(self, keys: Sequence[Key], submission: Submission) -> None:
+        self.request_id = ""
         self.submission = submission
         self._answers = [Answer(keys)] if is_greedy(submission.sampling) else [Answer([key]) for key in keys]
         self._stops = frozenset(memoryview(submission.stop_token_ids).cast("I"))

@@ -5,6 +5,7 @@ Threads: none of its own. Everything here runs on the event loop of the gateway'
 
 import asyncio
 import itertools
+import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -31,21 +32,31 @@ ABORT_TRIES = 4
 ABORT_PAUSE = 0.05
 """A server that has not begun with a request yet does not find it."""
 
+REFUSALS = 6
+REFUSAL_PAUSE = 0.05
+"""Where more than 1000 calls wait to be taken on, gRPC's server cancels some of them: these are made again, after a
+pause that doubles each time."""
+
 Answer = TypeVar("Answer", bound=codec.Message)
 
 
 class Generation(Generic[Key]):
     """A Generate call on its way: what receives its messages."""
 
-    __slots__ = ("call", "client", "is_over")
+    __slots__ = ("call", "client", "has_begun", "is_over", "pause", "refusals")
 
     def __init__(self, client: "NativeClient[Key]", call: Call[Key]) -> None:
         self.client = client
         self.call = call
+        self.has_begun = False
+        self.refusals = 0
+        self.pause: asyncio.TimerHandle | None = None
+        """Before it is made again."""
         self.is_over: asyncio.Event | None = None
         """Made by who waits for it."""
 
     def received(self, message: bytes) -> None:
+        self.has_begun = True
         self.client.take(self, message)
 
     def ended(self, failure: "CallFailed | None") -> None:
@@ -63,7 +74,6 @@ class NativeClient(Generic[Key]):
         self._count_fault = count_fault
         self._connection: http2.Connection | None = None
         self._info = translation.as_info(messages.GetModelInfoResponse(), messages.GetServerInfoResponse())
-        # Unique among all gateways that share the engine: it does not see to that, and mixes equal ones up.
         self._suffix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._running: dict[Key, Generation[Key]] = {}
@@ -115,16 +125,15 @@ class NativeClient(Generic[Key]):
     def submit(self, keys: Sequence[Key], submission: Submission) -> None:
         if len(keys) != submission.n or not keys:
             raise ValueError(f"{len(keys)} keys for n = {submission.n}")
-        call = Call(f"{submission.request_id}-{self._suffix}-{next(self._numbers)}", keys, submission)
+        generation = Generation(self, Call(keys, submission))
         try:
-            request = codec.encode(translation.generate_message(call.request_id, submission, self._info))
+            request = self._request(submission)
         except ValueError as error:
             self._gather([(key, (), Finish(FinishReason.REJECTED, error=str(error)), None) for key in keys])
             return
-        generation = Generation(self, call)
         self._running.update(dict.fromkeys(keys, generation))
         self._open.add(generation)
-        self._wire.call(messages.TRTLLM_SERVICE_GENERATE, request, generation)
+        self._send(generation, request)
 
     def abort(self, key: Key) -> None:
         generation = self._running.pop(key, None)
@@ -162,6 +171,13 @@ class NativeClient(Generic[Key]):
 
     def end(self, generation: Generation[Key], failure: "CallFailed | None") -> None:
         """A call is over."""
+        call = generation.call
+        is_refused = failure is not None and failure.code == "CANCELLED" and not generation.has_begun
+        if is_refused and not call.is_over and generation.refusals < REFUSALS:
+            seconds = REFUSAL_PAUSE * 2**generation.refusals * random.uniform(1, 2)
+            generation.refusals += 1
+            generation.pause = asyncio.get_running_loop().call_later(seconds, self._call_again, generation)
+            return
         self._open.discard(generation)
         if generation.is_over is not None:
             generation.is_over.set()
@@ -169,8 +185,22 @@ class NativeClient(Generic[Key]):
             self._is_doubtful.set()
         deliveries: list[Delivery[Key]] = []
         finish = None if failure is None else translation.finish_of_status(failure.code, failure.details)
-        generation.call.end(finish, deliveries)
+        call.end(finish, deliveries)
         self._gather(deliveries)
+
+    def _call_again(self, generation: Generation[Key]) -> None:
+        generation.pause = None
+        self._send(generation, self._request(generation.call.submission))
+
+    def _request(self, submission: Submission) -> messages.GenerateRequest:
+        """Under an id of its own, unique among all gateways that share the engine: it does not see to that, and mixes
+        equal ones up. Raises ValueError for what the engine could not serve."""
+        request_id = f"{submission.request_id}-{self._suffix}-{next(self._numbers)}"
+        return translation.generate_message(request_id, submission, self._info)
+
+    def _send(self, generation: Generation[Key], request: messages.GenerateRequest) -> None:
+        generation.call.request_id = request.request_id
+        self._wire.call(messages.TRTLLM_SERVICE_GENERATE, codec.encode(request), generation)
 
     def _gather(self, deliveries: list[Delivery[Key]]) -> None:
         """Hand deliveries over with all others of this turn of the loop: HTTP loops are woken once for them."""
@@ -190,7 +220,10 @@ class NativeClient(Generic[Key]):
     # --- aborts -----------------------------------------------------------------------------------------------------
 
     def _stop(self, generation: Generation[Key]) -> None:
-        if generation in self._open and generation not in self._aborts:
+        if generation.pause is not None:
+            generation.pause.cancel()  # the engine knows nothing of it
+            self._open.discard(generation)
+        elif generation in self._open and generation not in self._aborts:
             generation.is_over = asyncio.Event()
             self._aborts[generation] = asyncio.create_task(self._abort(generation, generation.is_over))
 
