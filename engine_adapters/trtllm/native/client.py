@@ -127,13 +127,11 @@ class NativeClient(Generic[Key]):
             raise ValueError(f"{len(keys)} keys for n = {submission.n}")
         generation = Generation(self, Call(keys, submission))
         try:
-            request = self._request(submission)
+            self._send(generation)
         except ValueError as error:
             self._gather([(key, (), Finish(FinishReason.REJECTED, error=str(error)), None) for key in keys])
-            return
-        self._running.update(dict.fromkeys(keys, generation))
-        self._open.add(generation)
-        self._send(generation, request)
+        else:
+            self._running.update(dict.fromkeys(keys, generation))
 
     def abort(self, key: Key) -> None:
         generation = self._running.pop(key, None)
@@ -155,6 +153,7 @@ class NativeClient(Generic[Key]):
 
     def take(self, generation: Generation[Key], message: bytes) -> None:
         """A message of a call has come."""
+        self._last_frame_at = time.monotonic()
         deliveries: list[Delivery[Key]] = []
         try:
             response = codec.decode(messages.GenerateResponse, message)
@@ -176,7 +175,7 @@ class NativeClient(Generic[Key]):
         if is_refused and not call.is_over and generation.refusals < REFUSALS:
             seconds = REFUSAL_PAUSE * 2**generation.refusals * random.uniform(1, 2)
             generation.refusals += 1
-            generation.pause = asyncio.get_running_loop().call_later(seconds, self._call_again, generation)
+            generation.pause = asyncio.get_running_loop().call_later(seconds, self._send, generation)
             return
         self._open.discard(generation)
         if generation.is_over is not None:
@@ -188,24 +187,20 @@ class NativeClient(Generic[Key]):
         call.end(finish, deliveries)
         self._gather(deliveries)
 
-    def _call_again(self, generation: Generation[Key]) -> None:
-        generation.pause = None
-        self._send(generation, self._request(generation.call.submission))
-
-    def _request(self, submission: Submission) -> messages.GenerateRequest:
-        """Under an id of its own, unique among all gateways that share the engine: it does not see to that, and mixes
-        equal ones up. Raises ValueError for what the engine could not serve."""
+    def _send(self, generation: Generation[Key]) -> None:
+        """Make the call, or make it again, under an id unique among all gateways that share the engine: it does not see
+        to that, and mixes equal ones up. Raises ValueError for what the engine could not serve."""
+        submission = generation.call.submission
         request_id = f"{submission.request_id}-{self._suffix}-{next(self._numbers)}"
-        return translation.generate_message(request_id, submission, self._info)
-
-    def _send(self, generation: Generation[Key], request: messages.GenerateRequest) -> None:
-        generation.call.request_id = request.request_id
-        self._wire.call(messages.TRTLLM_SERVICE_GENERATE, codec.encode(request), generation)
+        request = codec.encode(translation.generate_message(request_id, submission, self._info))
+        generation.pause = None
+        generation.call.request_id = request_id
+        self._open.add(generation)
+        self._wire.call(messages.TRTLLM_SERVICE_GENERATE, request, generation)
 
     def _gather(self, deliveries: list[Delivery[Key]]) -> None:
         """Hand deliveries over with all others of this turn of the loop: HTTP loops are woken once for them."""
-        if not self._ready:
-            self._last_frame_at = time.monotonic()
+        if not self._ready and deliveries:
             asyncio.get_running_loop().call_soon(self._hand_over)
         self._ready += deliveries
 
@@ -214,7 +209,7 @@ class NativeClient(Generic[Key]):
         for key, _, finish, _ in deliveries:
             if finish is not None:
                 self._running.pop(key, None)
-        if self._deliver is not None and deliveries:
+        if self._deliver is not None:
             self._deliver(deliveries)
 
     # --- aborts -----------------------------------------------------------------------------------------------------
