@@ -113,7 +113,8 @@ class Session:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
             self._engine = engine
-            self._publish(WorkerState("ready", model=model, info=info))
+            role = self.worker.address.role if self.worker.address.role != "any" else info.role or "any"
+            self._publish(WorkerState("ready", model=model, info=info, role=role))
             await engine.run(self._deliver)
         finally:
             self._engine = None

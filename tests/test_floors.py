@@ -12,7 +12,7 @@ FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "threads", "types"},
     {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
-    {"decoder", "embedded", "engines", "model"},
+    {"decoder", "embedded", "engines", "leg", "model"},
     {"doctor", "http_loop"},
     {"generate", "http1"},
     {"api", "granian_server", "http_server", "watch"},

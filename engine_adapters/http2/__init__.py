@@ -7,7 +7,7 @@ It reads all that comes at once, whoever waits for it: what is received is bound
 only, no compression. RFC 9113 and gRPC's "PROTOCOL-HTTP2" say how both look on the wire.
 """
 
-from engine_adapters.http2.connection import Connection, Receiver, connect
+from engine_adapters.http2.connection import Connection, Metadata, Receiver, connect
 from engine_adapters.http2.status import CallFailed
 
-__all__ = ["CallFailed", "Connection", "Receiver", "connect"]
+__all__ = ["CallFailed", "Connection", "Metadata", "Receiver", "connect"]

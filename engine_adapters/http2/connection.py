@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import struct
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 import hpack
 
@@ -41,6 +41,7 @@ from engine_adapters.http2.frames import (
     WINDOW_UPDATE,
     ProtocolViolation,
     frame,
+    header,
     request_head,
     window_update,
     without_padding,
@@ -51,6 +52,8 @@ RENEWAL = 1 << 29
 """Received bytes after which a window is made whole again."""
 PREFIX = struct.Struct(">BI")
 """Of a gRPC message: whether it is compressed, and its length."""
+Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
+"""Headers of a call's own: ASCII, the names in lower case."""
 RESETS = {REFUSED_STREAM: "UNAVAILABLE", CANCEL: "CANCELLED", ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED"}
 
 
@@ -90,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._streams: dict[int, Stream] = {}
         self._calls: dict[Receiver, Stream] = {}
-        self._waiting: dict[Receiver, tuple[str, bytes]] = {}
+        self._waiting: dict[Receiver, tuple[str, bytes, Metadata]] = {}
         self._numbers = itertools.count(1, 2)
         self._decoder = hpack.Decoder()
         self._block: tuple[int, int, bytes] | None = None
@@ -102,14 +105,14 @@ class Connection(asyncio.Protocol):
         self._max_streams = LARGEST_WINDOW
         self._heads: dict[str, bytes] = {}
 
-    def call(self, path: str, message: bytes, receiver: Receiver) -> None:
+    def call(self, path: str, message: bytes, receiver: Receiver, metadata: Metadata = ()) -> None:
         """Send a request with one message. When the server takes no more calls at a time, it waits."""
         if self.loss or self._farewell:
             receiver.ended(CallFailed("UNAVAILABLE", self.loss or self._farewell))
         elif len(self._streams) >= self._max_streams:
-            self._waiting[receiver] = path, message
+            self._waiting[receiver] = path, message, metadata
         else:
-            self._start(path, message, receiver)
+            self._start(path, message, metadata, receiver)
 
     def cancel(self, receiver: Receiver) -> None:
         """End a call; its receiver hears nothing more. Unknown ones are ignored."""
@@ -180,7 +183,7 @@ class Connection(asyncio.Protocol):
 
     # --- what is sent -----------------------------------------------------------------------------------------------
 
-    def _start(self, path: str, message: bytes, receiver: Receiver) -> None:
+    def _start(self, path: str, message: bytes, metadata: Metadata, receiver: Receiver) -> None:
         number = next(self._numbers)
         if number > LARGEST_WINDOW:
             self._farewell = "the connection has used up its numbers"
@@ -189,6 +192,7 @@ class Connection(asyncio.Protocol):
         head = self._heads.get(path)
         if head is None:
             head = self._heads[path] = request_head(path, self._authority)
+        head += b"".join(itertools.starmap(header, metadata))
         stream = Stream(number, receiver, self._first_window, PREFIX.pack(0, len(message)) + message)
         self._streams[stream.number] = self._calls[receiver] = stream
         self._transport.write(frame(HEADERS, END_HEADERS, stream.number, head) + b"".join(self._sendable(stream)))

@@ -40,7 +40,9 @@ def without_padding(flags: int, payload: bytes) -> bytes:
 
 
 def request_head(path: str, authority: str) -> bytes:
-    """The headers of a request, by RFC 7541: none of them enters the server's table, so this is the same every time."""
+    """The headers of a request, by RFC 7541: none of them enters the server's table, so this is the same every time.
+    More of them may follow.
+    """
     return b"".join(
         (
             b"\x83\x86",  # :method POST, :scheme http
@@ -48,9 +50,14 @@ def request_head(path: str, authority: str) -> bytes:
             b"\x01" + text(authority),  # :authority
             b"\x0f\x10" + text("application/grpc"),  # content-type
             b"\x0f\x2b" + text("nogil-gateway"),  # user-agent
-            b"\x00" + text("te") + text("trailers"),
+            header("te", "trailers"),
         )
     )
+
+
+def header(name: str, value: str) -> bytes:
+    """One that no table has, nor shall have."""
+    return b"\x00" + text(name) + text(value)
 
 
 def text(value: str) -> bytes:

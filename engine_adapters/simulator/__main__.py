@@ -55,6 +55,9 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--prefill-tps", type=positive, default=8000.0, help="prompt tokens read per second")
     add("--decode-base-ms", type=not_negative, default=6.0, help="fixed part of a decode step")
     add("--decode-per-request-ms", type=not_negative, default=0.35, help="part of a decode step for each request")
+    add("--role", choices=["any", "prefill", "decode"], default="any", help="the only phase of requests it serves")
+    add("--transfer-tps", type=positive, default=400_000.0, help="prompt tokens that come from a prefill per second")
+    add("--transfer-base-ms", type=not_negative, default=2.0, help="fixed part of a transfer")
     add("--prefill-chunk", type=at_least_one, default=2048, help="prompt tokens read in one step, beside decoding")
     add("--max-running", type=at_least_one, default=256, help="answers in a rank's batch; more of them wait")
     add("--kv-tokens", type=at_least_one, default=524288, help="tokens that a rank's KV cache holds")
@@ -106,6 +109,7 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
         kv_block_size=options.block_size,
         dp_size=options.dp_size,
         features=FEATURES,
+        role="" if options.role == "any" else options.role,
     )
     capacity = Capacity(
         options.max_running,
@@ -117,7 +121,13 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
     )
     scheduler: Scheduler[Stream] = Scheduler(
         plan_for=plan_maker(options.output, tokenizer, eos_token_ids),
-        costs=Costs(options.prefill_tps, options.decode_base_ms / 1000, options.decode_per_request_ms / 1000),
+        costs=Costs(
+            options.prefill_tps,
+            options.decode_base_ms / 1000,
+            options.decode_per_request_ms / 1000,
+            options.transfer_base_ms / 1000,
+            options.transfer_tps,
+        ),
         capacity=capacity,
         eos_token_ids=frozenset(eos_token_ids),
     )
