@@ -342,13 +342,17 @@ class Question:
 
     def __init__(self, answer: "asyncio.Future[bytes]") -> None:
         self.answer = answer
+        self._message: bytes | None = None
 
     def received(self, message: bytes) -> None:
-        if not self.answer.done():
-            self.answer.set_result(message)
+        self._message = message
 
     def ended(self, failure: "CallFailed | None") -> None:
-        if not self.answer.done():
+        if self.answer.done():
+            return
+        if failure is None and self._message is not None:
+            self.answer.set_result(self._message)
+        else:
             self.answer.set_exception(failure or CallFailed("INTERNAL", "the server ended the call without an answer"))
 
 

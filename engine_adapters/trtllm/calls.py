@@ -10,12 +10,15 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias
 
 from engine_adapters.base import Delivery, Finish, FinishReason, Key, Logprobs
 from engine_adapters.http2 import CallFailed, Connection, Metadata
 
+REFUSALS = 6
+REFUSAL_PAUSE = 0.05
+"""Where more than 1000 calls wait to be taken on, gRPC's server cancels some of them: these are made again, after a
+pause that doubles each time."""
 MESSAGE_BYTES = 64 << 20
 """Of a request; no server takes more."""
 ABORT_TRIES = 4
@@ -23,10 +26,6 @@ ABORT_PAUSE = 0.05
 """A server that has not begun with a request yet does not find it."""
 ABORTED_SECONDS = 5.0
 """After it confirmed an abort, an engine has this long to end the call by itself."""
-REFUSALS = 6
-REFUSAL_PAUSE = 0.05
-"""Where more than 1000 calls wait to be taken on, gRPC's server cancels some of them: these are made again, after a
-pause that doubles each time."""
 
 News: TypeAlias = "tuple[int, Sequence[int], Finish | None, Logprobs | None]"
 """(which of the call's answers, its new token ids, the end if this is it, the logprobs of these tokens if it asked)"""
@@ -46,14 +45,34 @@ class Reader(Protocol):
 class _Call(Generic[Key]):
     """One request under way: the keys of those of its answers that somebody waits for, by their number."""
 
-    __slots__ = ("calls", "has_begun", "is_over", "keys", "pause", "reader", "refusals", "request", "request_id")
+    __slots__ = (
+        "calls",
+        "has_begun",
+        "is_over",
+        "keys",
+        "metadata",
+        "pause",
+        "reader",
+        "refusals",
+        "request",
+        "request_id",
+    )
 
-    def __init__(self, calls: "Calls[Key]", keys: Sequence[Key], request: "Request", reader: Reader) -> None:
+    def __init__(
+        self,
+        calls: "Calls[Key]",
+        request_id: str,
+        keys: Sequence[Key],
+        request: bytes,
+        reader: Reader,
+        metadata: Metadata,
+    ) -> None:
         self.calls = calls
+        self.request_id = request_id
         self.keys = dict(enumerate(keys))
         self.request = request
-        self.request_id = ""
         self.reader = reader
+        self.metadata = metadata
         self.has_begun = False
         self.refusals = 0
         self.pause: asyncio.TimerHandle | None = None
@@ -62,20 +81,12 @@ class _Call(Generic[Key]):
         """Made by who waits for it."""
 
     def received(self, message: bytes) -> None:
-        self.has_begun = True
+        if not self.has_begun:
+            self.has_begun, self.request = True, b""  # it will not be made again, and prompts are large
         self.calls.take(self, message)
 
     def ended(self, failure: "CallFailed | None") -> None:
         self.calls.end(self, failure)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a call asks: `write(request_id)` is its message, which may raise ValueError. `name` begins the id."""
-
-    name: str
-    write: Callable[[str], bytes]
-    metadata: Metadata = ()
 
 
 class Calls(Generic[Key]):
@@ -114,27 +125,26 @@ class Calls(Generic[Key]):
     def unconfirmed_aborts(self) -> int:
         return len(self._stops)
 
-    def start(self, keys: Sequence[Key], request: Request, reader: Reader) -> None:
+    def new_request_id(self, request_id: str) -> str:
+        """One that no attempt of any gateway has used: engines refuse, or do not check."""
+        return f"{request_id}-{self._name}-{next(self._numbers)}"
+
+    def start(
+        self, keys: Sequence[Key], request_id: str, request: bytes, reader: Reader, metadata: Metadata = ()
+    ) -> None:
         """Send a request whose answers go to `keys`."""
-        call = _Call(self, keys, request, reader)
+        if len(request) > MESSAGE_BYTES:
+            self.refuse(keys, f"the request has {len(request)} bytes, and this engine takes {MESSAGE_BYTES} at most")
+            return
+        call = _Call(self, request_id, keys, request, reader, metadata)
         for index, key in call.keys.items():
             self._running[key] = call, index
         self._send(call)
 
-    def _send(self, call: _Call[Key]) -> None:
-        """Make the call, or make it again, under an id that no attempt of any gateway has used: engines refuse those,
-        or mix them up."""
-        request = call.request
-        call.pause = None
-        call.request_id = f"{request.name}-{self._name}-{next(self._numbers)}"
-        try:
-            message = request.write(call.request_id)
-            if len(message) > MESSAGE_BYTES:
-                raise ValueError(f"the request has {len(message)} bytes, and this engine takes {MESSAGE_BYTES} at most")
-        except ValueError as error:
-            self._end_all(call, Finish(FinishReason.REJECTED, error=str(error)))
-        else:
-            self.connection.call(self._generate, message, call, request.metadata)
+    def refuse(self, keys: Sequence[Key], problem: str) -> None:
+        """End answers to a request that this engine cannot be asked."""
+        for key in keys:
+            self._put((key, (), Finish(FinishReason.REJECTED, error=problem), None))
 
     def abort(self, key: Key) -> None:
         """Nothing more is delivered for `key`; the request is stopped when this was the last one."""
@@ -171,15 +181,16 @@ class Calls(Generic[Key]):
             self._stop(call)
 
     def end(self, call: _Call[Key], failure: "CallFailed | None") -> None:
-        """A call is over, or has not been taken on."""
-        if call.is_over is not None:
-            call.is_over.set()
-        is_refused = failure is not None and failure.code == "CANCELLED" and not call.has_begun
-        if is_refused and call.keys and call.refusals < REFUSALS:
+        """A call is over."""
+        was_refused = failure is not None and failure.code == "CANCELLED" and not call.has_begun
+        if was_refused and call.keys and call.refusals < REFUSALS:
             seconds = REFUSAL_PAUSE * 2**call.refusals * random.uniform(1, 2)
             call.refusals += 1
             call.pause = asyncio.get_running_loop().call_later(seconds, self._send, call)
-        elif failure is not None:
+            return
+        if call.is_over is not None:
+            call.is_over.set()
+        if failure is not None:
             if failure.code == "UNAVAILABLE":
                 self.is_doubtful.set()
             self._end_all(call, finish_of(failure))
@@ -187,6 +198,10 @@ class Calls(Generic[Key]):
             for index, token_ids, finish, logprobs in call.reader.end():
                 self._say(call, index, token_ids, finish, logprobs)
             self._end_all(call, CUT_OFF)
+
+    def _send(self, call: _Call[Key]) -> None:
+        call.pause = None
+        self.connection.call(self._generate, call.request, call, call.metadata)
 
     def _end_all(self, call: _Call[Key], finish: Finish) -> None:
         for index in [*call.keys]:

@@ -495,6 +495,45 @@ async def test_a_message_larger_than_the_server_takes_is_the_requests_fault(serv
         assert finish.reason is FinishReason.REJECTED and "larger than max" in finish.error
 
 
+@story
+async def test_a_call_that_was_not_taken_on_is_made_again(servicer: Servicer) -> None:
+    async with connected(servicer, refusals=2) as connection:
+        connection.client.submit(["a"], ask(max_tokens=2))
+        first, second, third = [await servicer.request() for _ in range(3)]
+        assert first == second == third
+        assert (await connection.answer())[0] == [100, 101]
+
+
+def test_a_call_that_is_never_taken_on_fails(run: Run, servicer: Servicer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "REFUSAL_PAUSE", 0.001)
+
+    async def story() -> None:
+        async with connected(servicer, refusals=1000) as connection:
+            connection.client.submit(["a"], ask())
+            _, finish = await connection.answer()
+            assert (finish.reason, finish.retryable) == (FinishReason.ERROR, True) and "CANCELLED" in finish.error
+            assert connection.client.load.running == 0
+
+    run(story())
+
+
+@story
+async def test_a_call_that_waits_to_be_made_again_can_be_aborted(servicer: Servicer) -> None:
+    async with connected(servicer, refusals=2) as connection:
+        connection.client.submit(["a"], ask())
+        await servicer.request()
+        await servicer.request()
+        await until(lambda: connection.client.unconfirmed_aborts == 0 and paused(connection.client))
+        connection.client.abort("a")
+        assert connection.client.load.running == connection.client.unconfirmed_aborts == 0
+        connection.client.submit(["b"], ask(max_tokens=1))
+        assert (await connection.answers(1)).keys() == {"b"}
+
+
+def paused(client: NativeClient[str]) -> bool:
+    return any(call.pause is not None for call, _ in client._calls._running.values())
+
+
 # --- aborts ---------------------------------------------------------------------------------------------------------
 
 
@@ -544,10 +583,10 @@ async def test_an_abort_that_the_server_does_not_find_ends_in_a_cancel(servicer:
 async def test_a_stream_is_drained_while_nobody_takes_its_tokens(servicer: Servicer) -> None:
     """More than HTTP/2's windows hold: a server that cannot write on would not hear of the abort."""
     step = list(range(100, 400)) * 10
-    async with connected(servicer, steps=[[step] * 100], max_seq_len=1 << 20) as connection:
-        connection.client.submit(["a"], ask(max_tokens=300_000))
+    async with connected(servicer, steps=[[step] * 20], max_seq_len=1 << 20) as connection:
+        connection.client.submit(["a"], ask(max_tokens=60_000))
         said, finish = await connection.answer()
-        assert len(said) == 300_000 and finish.reason is FinishReason.LENGTH
+        assert len(said) == 60_000 and finish.reason is FinishReason.LENGTH
 
 
 @story

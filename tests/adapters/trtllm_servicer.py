@@ -47,6 +47,8 @@ class Plan:
     """Instead of the true finish reason."""
     lacks_sampled: bool = False
     """The engine's logprobs do not tell of the token that was sampled."""
+    refusals: int = 0
+    """So many calls are cancelled before they have begun, as gRPC does when too many wait."""
     has_begun: bool = True
     """An Abort finds a request only once this is so."""
     health: str = "OK"
@@ -184,6 +186,9 @@ class Servicer(pb_grpc.TrtllmServiceServicer):
             # Field 4 is none of the published messages any more: it goes out as an unknown one.
             yield old_error(name, self.plan.old_error)
             return
+        if self.plan.refusals:
+            self.plan.refusals -= 1
+            await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
         try:
             if not request.HasField("tokenized"):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Missing tokenized input")

@@ -6,13 +6,12 @@ Threads: none of its own. Everything here runs on the event loop of the gateway'
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Generic, TypeVar
 
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
-from engine_adapters.trtllm.calls import Calls, Request, is_set_within
+from engine_adapters.trtllm.calls import Calls, is_set_within
 from engine_adapters.trtllm.native import messages, translation
 from engine_adapters.trtllm.native.call import CallReader
 
@@ -84,12 +83,13 @@ class NativeClient(Generic[Key]):
     def submit(self, keys: Sequence[Key], submission: Submission) -> None:
         if len(keys) != submission.n or not keys:
             raise ValueError(f"{len(keys)} keys for n = {submission.n}")
-        request = Request(submission.request_id, partial(self._write, submission))
-        self._calls.start(keys, request, CallReader(submission))
-
-    def _write(self, submission: Submission, request_id: str) -> bytes:
-        """Raises ValueError for what the engine could not serve."""
-        return codec.encode(translation.generate_message(request_id, submission, self._info))
+        request_id = self._calls.new_request_id(submission.request_id)
+        try:
+            request = codec.encode(translation.generate_message(request_id, submission, self._info))
+        except ValueError as error:
+            self._calls.refuse(keys, str(error))
+        else:
+            self._calls.start(keys, request_id, request, CallReader(submission))
 
     def abort(self, key: Key) -> None:
         self._calls.abort(key)

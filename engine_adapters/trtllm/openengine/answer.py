@@ -22,7 +22,7 @@ class AnswerReader:
 
     A stop token that the engine leaves in the output is taken out: the last token of a message waits for the next one
     if it is among `submission.stop_token_ids`. TensorRT-LLM's decode begins with what its prefill has delivered
-    already; that is taken out too.
+    already; that is taken out too. Raises ValueError for a `submission.handoff` that is no KvSessionRef.
     """
 
     __slots__ = ("_asked", "_count", "_held", "_is_prefill", "_last", "_prompt", "_repeated", "_stops")
@@ -31,7 +31,7 @@ class AnswerReader:
         self._asked = submission
         self._stops = frozenset(memoryview(submission.stop_token_ids).cast("I"))
         self._is_prefill = is_prefill
-        self._repeated: list[int] | None = None
+        self._repeated = first_tokens(submission.handoff) if submission.handoff else []
         self._count = 1 if submission.phase == "decode" else 0
         self._last: int | None = None
         self._held: TokenInfo | None = None
@@ -56,8 +56,6 @@ class AnswerReader:
         return NOTHING
 
     def _tokens(self, tokens: list[TokenInfo]) -> Sequence[News]:
-        if self._repeated is None:
-            self._repeated = first_tokens(self._asked.handoff)
         while self._repeated and tokens:
             # An engine that does not begin with them has nothing to take out.
             if tokens[0].token_id != self._repeated.pop(0):

@@ -10,13 +10,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Generic, TypeVar
 
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
-from engine_adapters.trtllm.calls import Calls, Request, is_set_within
+from engine_adapters.trtllm.calls import Calls, is_set_within
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.answer import AnswerReader
 from engine_adapters.trtllm.openengine.kv_events import KvSubscription, OnKvEvents
@@ -103,7 +102,10 @@ class OpenEngineClient(Generic[Key]):
             seed = random.randrange(SEEDS)  # so that no engine answers alike
         for index, key in enumerate(keys):
             copy = replace(submission, prompt_logprobs=None) if index else submission
-            self._start(key, copy, None if seed is None else seed + index)
+            try:
+                self._start(key, copy, None if seed is None else seed + index)
+            except ValueError as error:
+                self._calls.refuse([key], str(error))
 
     def abort(self, key: Key) -> None:
         self._calls.abort(key)
@@ -118,27 +120,21 @@ class OpenEngineClient(Generic[Key]):
         return self._connection
 
     def _start(self, key: Key, submission: Submission, seed: "int | None") -> None:
+        """Send one request; raises ValueError when the engine could not serve it."""
+        self._check(submission)
         # A prefill's memory is taken until its decode has come: an answer of one token has none.
         is_prefill = submission.phase == "prefill" and submission.max_tokens > 1
-        request = Request(
-            submission.request_id,
-            partial(self._write, submission, seed, is_prefill),
-            translation.metadata_of(submission, self._served),
-        )
-        self._calls.start([key], request, AnswerReader(submission, is_prefill))
-
-    def _write(self, submission: Submission, seed: "int | None", is_prefill: bool, request_id: str) -> bytes:
-        """Raises ValueError for what the engine could not serve."""
-        self._check(submission)
-        return codec.encode(translation.request_message(request_id, submission, self._served, seed, is_prefill))
+        request_id = self._calls.new_request_id(submission.request_id)
+        request = translation.request_message(request_id, submission, self._served, seed, is_prefill)
+        reader = AnswerReader(submission, is_prefill)
+        metadata = translation.metadata_of(submission, self._served)
+        self._calls.start([key], request_id, codec.encode(request), reader, metadata)
 
     def _check(self, submission: Submission) -> None:
-        """Raises ValueError."""
         assert self._info is not None, "connect comes first"
         length, limit = len(submission.token_ids) // 4, self._info.context_length
         if limit and length >= limit:
             raise ValueError(f"the prompt has {length} tokens, and the context of this engine is {limit} tokens")
-        translation.first_tokens(submission.handoff)
         lora = submission.lora
         if lora is not None and self._loras is not None and lora.name not in self._loras:
             loaded = ", ".join(sorted(self._loras)) or "none"
