@@ -24,13 +24,19 @@ from engine_adapters.base import (
     Submission,
 )
 from engine_adapters.step.client import StepClient
+from engine_adapters.trtllm.native.client import NativeClient
+from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
 from gateway.routing import Router, Worker, WorkerAddress, WorkerState
 from gateway.streams import Batch, Choice, Stream
 from gateway.threads import Mailbox, Supervisor
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {"step": StepClient}
+ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {
+    "step": StepClient,
+    "trtllm": NativeClient,
+    "openengine": OpenEngineClient,
+}
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""
 RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -107,7 +113,8 @@ class Session:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
             self._engine = engine
-            self._publish(WorkerState("ready", model=model, info=info))
+            role = self.worker.address.role if self.worker.address.role != "any" else info.role or "any"
+            self._publish(WorkerState("ready", model=model, info=info, role=role))
             await engine.run(self._deliver)
         finally:
             self._engine = None

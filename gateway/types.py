@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapters.base import Logprobs, Sampling
+from engine_adapters.base import Constraint, KvRetention, Logprobs, Sampling
 from gateway.errors import GatewayError
 
 
@@ -76,6 +76,10 @@ class GenerateRequest:
     prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
+    constraint: Constraint | None = None
+    kv_retention: KvRetention | None = None
+    stream: bool = True
+    """False: the client wants one reply."""
     truncate_prompt_tokens: int | None = None
     """Keep only this many tokens of the prompt, its last ones."""
 
@@ -155,6 +159,8 @@ class RequestRecord:
     prepared: float = 0.0
     routed: float = 0.0
     first_token: float = 0.0
+    handoff_seconds: float = 0.0
+    """From the end of the prefill to the first token of the decode, where two workers share a request."""
     last_token: float = 0.0
     model: str = ""
     worker: str = ""

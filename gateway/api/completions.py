@@ -257,6 +257,7 @@ STAGES_OF_THE_FIRST = (
     "render_seconds",
     "tokenize_seconds",
     "queue_seconds",
+    "handoff_seconds",
 )
 """What the whole request waited for is what its first token waited for."""
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
