@@ -1,6 +1,7 @@
 """The command line: `python3.13t -m gateway` serves, `python3.13t -m gateway doctor` examines the installation."""
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ USAGE_ERROR = 2
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command to its end; returns the exit code."""
-    if arguments and arguments[0] == "doctor":
-        return doctor.main(arguments[1:])
     try:
+        if arguments and arguments[0] == "doctor":
+            return doctor.main(arguments[1:])
         return serve(config.load(arguments, os.environ))
     except (config.ConfigError, TokenizerFileError, AddressError, server.StartError) as error:
         sys.stderr.write(f"gateway: {error}\n")
@@ -34,6 +35,9 @@ def serve(settings: config.Config) -> int:
     models = load_models(
         settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
     )
+    for model in models.values():
+        for warning in model.warnings:
+            log.event(logging.WARNING, f"model {model.name}: {warning}")
     gc.freeze()
     return server.run(settings, models, workers)
 

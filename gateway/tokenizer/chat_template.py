@@ -33,6 +33,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self.source = source
         self.facts = examine(self._compiled, special_tokens)
+        self.opens_reasoning = self._probe_opening()
+        """The marker that a prompt leaves open when nobody says whether to think."""
 
     def render(self, source: ChatInput) -> str:
         """The prompt, ending where the assistant begins to speak, or where the last message stops.
@@ -72,6 +74,13 @@ class ChatTemplate:
             return open_marker(prompt[start:])
         marker = open_marker(prompt[start:])
         return marker if marker and prompt.rstrip().endswith(marker.rstrip()) else None
+
+    def _probe_opening(self) -> str | None:
+        source = ChatInput([{"role": "user", "content": "Say something."}])
+        try:
+            return self.open_reasoning(self.render(source), source)
+        except BadRequest:
+            return None
 
     def _thinking(self, source: ChatInput) -> dict[str, Any]:
         """The client's wish to have it think or not, under the names that this template has for it."""
