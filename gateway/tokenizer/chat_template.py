@@ -94,7 +94,7 @@ class ChatTemplate:
         """Mark the end of the last message's `field`; returns what it says."""
         if not messages or (value := messages[-1].get(field)) is None:
             _refuse(f"needs a last message with {field!r}")
-        last = messages[-1]
+        last = messages[-1] = dict(messages[-1])
         fields = [field]
         if field in REASONING:
             fields = [name for name in REASONING if last.get(name) == value]

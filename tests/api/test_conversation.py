@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_models(folders: Path) -> Iterator[Gateway]:
-    paths = ("--model-path", f"own={folders / 'own'}", "--model-path", f"bare={folders / 'bare'}")
+def executor_of_own() -> Iterator[FakeExecutor]:
     with FakeExecutor() as executor:
-        workers = [f"{executor.url}?model={name}" for name in ("own", "bare")]
-        with Gateway(*paths, "--allow-request-templates", "2", workers=workers) as gateway:
-            yield gateway
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def two_models(folders: Path, executor_of_own: FakeExecutor) -> Iterator[Gateway]:
+    paths = ("--model-path", f"own={folders / 'own'}", "--model-path", f"bare={folders / 'bare'}")
+    workers = [f"{executor_of_own.url}?model=own"]
+    with Gateway(*paths, "--allow-request-templates", "2", workers=workers) as gateway:
+        yield gateway
 
 
 def tokens(gateway: Gateway, **fields: Any) -> list[int]:
@@ -133,6 +140,19 @@ def test_a_model_without_a_template_completes_texts_only(two_models: Gateway) ->
     assert error["param"] == "messages"
     assert tokens(two_models, model="bare", prompt="Hi") == [END_OF_TEXT, *ids_of("Hi")]
     assert two_models.lines("no chat template, so only texts are completed")
+
+
+def test_an_echo_shows_the_prompt_without_the_bos(
+    two_models: Gateway, executor_of_own: FakeExecutor, background: ThreadPoolExecutor
+) -> None:
+    body = {"model": "own", "prompt": "Hi", "echo": True}
+    response = background.submit(two_models.client.post, "/v1/completions", json=body)
+    submit = executor_of_own.next_submit()
+    executor_of_own.say(submit, *ids_of(" and so on"))
+    executor_of_own.finish(submit)
+
+    assert submit.token_ids == array("I", [END_OF_TEXT, *ids_of("Hi")]).tobytes()
+    assert response.result().json()["choices"][0]["text"] == "Hi and so on"
 
 
 BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [

@@ -1,14 +1,18 @@
 """Messages as clients send them, in the form that a template takes."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
 from gateway.tokenizer import ChatTemplate
 from gateway.tokenizer.messages import fitted
 from gateway.types import ChatInput
+from tests.tokenizer.templates.shapes import FOLDER
 
 CALLS = "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
 OBJECTS = f"{{% for m in messages %}}{{{{ m.content }}}}{CALLS}{{% endfor %}}"
@@ -123,3 +127,61 @@ def test_a_continued_message_may_have_the_block_open(content: str, opened: str |
     source = ChatInput(messages, continue_final_message=True)
 
     assert template.open_reasoning(template.render(source), source) == opened
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
+    max_leaves=5,
+)
+ODD_MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool", "function", "developer"])},
+        optional={
+            "content": JSON,
+            "reasoning_content": JSON,
+            "tool_calls": JSON | st.lists(st.fixed_dictionaries({"id": JSON, "function": JSON})),
+            "tool_call_id": JSON,
+            "name": JSON,
+        },
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.fixture(scope="module")
+def some_templates() -> list[ChatTemplate]:
+    names = ("qwen_3", "gpt_oss", "jamba", "command_a_reasoning")
+    return [ChatTemplate((FOLDER / f"{name}.jinja").read_text("utf-8")) for name in names]
+
+
+@settings(max_examples=40)
+@given(messages=ODD_MESSAGES, tools=st.none() | st.lists(st.dictionaries(st.text(), JSON)), continues=st.booleans())
+def test_whatever_messages_hold_is_rendered_or_refused(
+    some_templates: list[ChatTemplate], messages: list[dict[str, Any]], tools: Any, continues: bool
+) -> None:
+    source = ChatInput(messages, tools, continue_final_message=continues)
+    for template in some_templates:
+        try:
+            prompt = template.render(source)
+        except BadRequest as error:
+            assert error.param
+        else:
+            template.open_reasoning(prompt, source)
+
+
+def test_threads_that_share_a_template_do_not_disturb_each_other(some_templates: list[ChatTemplate]) -> None:
+    sources = [ChatInput([{"role": "user", "content": f"{number} " * number}]) for number in range(1, 9)]
+    expected = [[template.render(source) for source in sources] for template in some_templates]
+
+    def render_all(number: int) -> bool:
+        order = sources[number:] + sources[:number]
+        return all(
+            [template.render(source) for source in order] == texts[number:] + texts[:number]
+            for template, texts in zip(some_templates, expected, strict=True)
+            for _ in range(5)
+        )
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(render_all, range(8)))
