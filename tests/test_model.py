@@ -156,24 +156,36 @@ def with_bos(folder: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "prefix", "suffix"),
+    ("post_processor", "config", "prefix"),
     [
-        ({}, [END_OF_TEXT], []),
-        ({"add_bos_token": False}, [], []),
-        ({"add_bos_token": True, "add_eos_token": True}, [END_OF_TEXT], [END_OF_TURN]),
-        ({"add_eos_token": True}, [], [END_OF_TURN]),
+        (True, {}, [END_OF_TEXT]),
+        (True, {"add_bos_token": False, "add_eos_token": True}, [END_OF_TEXT]),
+        (False, {"add_bos_token": True}, [END_OF_TEXT]),
+        (False, {"add_bos_token": False}, []),
+        (False, {}, []),
     ],
     ids=str,
 )
-def test_what_goes_around_a_text_is_what_transformers_puts_there(
-    folder: Path, config: dict[str, Any], prefix: list[int], suffix: list[int]
+def test_a_text_gets_the_bos_that_its_folder_wants(
+    folder: Path, post_processor: bool, config: dict[str, Any], prefix: list[int]
 ) -> None:
-    model = Model.load("x", with_bos(folder, **config))
+    change(folder, "tokenizer_config.json", bos_token="<|endoftext|>", **config)
+    model = Model.load("x", with_bos(folder, **config) if post_processor else folder)
 
     prompt = render_and_encode(model, TextInput("Hello"))
-    assert [*memoryview(prompt.token_ids).cast("I")] == [*prefix, *ids_of("Hello"), *suffix]
+    assert [*memoryview(prompt.token_ids).cast("I")] == [*prefix, *ids_of("Hello")]
     bare = render_and_encode(model, TextInput("Hello", add_special_tokens=False))
     assert [*memoryview(bare.token_ids).cast("I")] == ids_of("Hello")
+
+
+def test_what_a_post_processor_puts_behind_a_text_goes_there(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", END_OF_TURN)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    prompt = render_and_encode(Model.load("x", folder), TextInput("Hello"))
+
+    assert [*memoryview(prompt.token_ids).cast("I")] == [*ids_of("Hello"), END_OF_TURN]
 
 
 def test_a_bos_is_never_doubled_and_never_lost(folder: Path) -> None:

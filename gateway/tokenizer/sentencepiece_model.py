@@ -148,7 +148,7 @@ def load_sentencepiece(path: Path) -> Tokenizer:
     specials = [piece.text for piece in model.pieces if piece.kind == CONTROL or piece.text == unknown]
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in specials])
     add_configured(tokenizer, path, config.get("added_tokens_decoder") or {})
-    if model.bos_id >= 0:
+    if model.bos_id >= 0 and config.get("add_bos_token", True) is not False:
         bos = model.pieces[model.bos_id].text
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, model.bos_id)]

@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conversations import CONVERSATIONS, WRITTEN_OUT
 from shapes import DATE, EXPECTED, FOLDER, SHAPES, Shape
 
+TOGGLES = ("enable_thinking", "thinking", "reasoning")
+"""All names under which the templates take whether to think."""
+
 
 class Today(datetime.datetime):
     @classmethod
@@ -59,11 +62,9 @@ def text_of(name: str, shape: Shape, conversation: dict[str, Any]) -> str | None
     arguments: dict[str, Any] = {"add_generation_prompt": not conversation.get("continue_final_message")}
     arguments |= conversation.get("template_arguments", {})
     if effort := conversation.get("reasoning_effort"):
-        arguments |= {"reasoning_effort": effort} | (
-            {} if shape.effort else dict.fromkeys(("enable_thinking", "thinking"), True)
-        )
+        arguments |= {"reasoning_effort": effort} | ({} if shape.effort else dict.fromkeys(TOGGLES, True))
     if "thinking" in conversation:
-        arguments |= dict.fromkeys(("enable_thinking", "thinking"), conversation["thinking"])
+        arguments |= dict.fromkeys(TOGGLES, conversation["thinking"])
     arguments |= {
         key: conversation[key] for key in ("tools", "documents", "continue_final_message") if key in conversation
     }
