@@ -20,8 +20,8 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     """Raises BadRequest with the path of what is wrong, or ModelNotFound."""
     model = gateway.model(fields.text("model"))
     record.model = model.name
-    source = read_conversation(fields)
     refuse_unfit(fields, NOT_YET, "is not supported yet")
+    source = read_conversation(fields)
     format_type = fields.object("response_format").value("type")
     if format_type not in (None, "text"):
         raise BadRequest("response_format is not supported yet", param="response_format.type")
