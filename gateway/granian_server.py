@@ -8,7 +8,7 @@ Threads: `serve` runs on its caller's loop, as does every request; granian has t
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -126,7 +126,7 @@ class Exchange:
     def __init__(self, request: Any, protocol: Any) -> None:
         self.scope = scope_of(request)
         self.scope["extensions"] = {WRITE_NOW: self.write_now, WHEN_LEFT: self.when_left}
-        self.siblings: set[Exchange] = {self}
+        self.siblings: Collection[Exchange] = (self,)
         self.has_left = False
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
@@ -219,9 +219,11 @@ class Exchange:
         wanted. (It does with its next request: until then its thread, whose object it was, sees to no references.)
         """
         self.scope["extensions"].clear()
+        self.siblings = ()
         self._on_left = self._transport = self._parts = self._protocol = None
-        if self._timer is not None:
-            self._timer.cancel()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()

@@ -1,6 +1,8 @@
 """What of granian's a test over HTTP cannot bring about at will: the moment when two threads meet."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 
 pytest.importorskip("granian", reason="granian is optional")
 
-from gateway.granian_server import settled
+from gateway import granian_server
+from gateway.granian_server import Exchange, settled
 
 
 class Future:
@@ -82,3 +85,46 @@ def test_who_waits_no_longer_takes_the_future_back() -> None:
         return future
 
     assert asyncio.run(give_up()).is_cancelled
+
+
+class Request:
+    http_version, method, scheme, path, query_string = "1.1", "GET", "http", "/", ""
+    client, authority = "127.0.0.1:1", None
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+
+class Protocol:
+    def client_disconnect(self) -> Future:
+        return Future()
+
+
+class State(dict[str, Any]):
+    """A dict that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_an_exchange_that_is_over_is_freed_without_the_collector(
+    monkeypatch: pytest.MonkeyPatch, is_watched: bool
+) -> None:
+    monkeypatch.setattr(granian_server, "WATCH_AFTER_SECONDS", 0 if is_watched else 60)
+
+    async def story() -> None:
+        state = State()
+        exchange = Exchange(Request(), Protocol())
+        exchange.scope["state"] = state
+        exchange.when_left(lambda: None)
+        for _ in range(3):
+            await asyncio.sleep(0)  # the timer, and what it calls
+        exchange.close()
+        freed = weakref.ref(state)
+        del exchange, state
+        await asyncio.sleep(0)
+        assert freed() is None
+
+    gc.disable()
+    try:
+        asyncio.run(story())
+    finally:
+        gc.enable()
