@@ -64,7 +64,8 @@ class Config:
     )
     worker: tuple[str, ...] = option(
         (),
-        "an executor, such as step://host:port?model=NAME&role=any&weight=1",
+        "an engine, such as step://host:port?model=NAME&role=any&weight=1; also trtllm:// (trtllm-serve --grpc) and "
+        "openengine://",
         "URL",
         default_text="an embedded simulator for each model",
     )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import peers, profile, requests, streaming
+from perf import executor, peers, profile, requests, streaming
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
@@ -14,6 +14,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         peers.main,
         "CPU of the gateway beside SMG's, per streamed token and per long prompt",
     ),
+    "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
 
