@@ -333,6 +333,8 @@ def find_problem(submit: messages.Submit, info: EngineInfo) -> str:
     if largest >= info.vocab_size:
         return f"token id {largest} is not in this model's vocabulary of {info.vocab_size}"
     sampling = submit.sampling or messages.Sampling()
+    if len(sampling.bad_token_ids) % 4:
+        return "bad_token_ids is no column of u32"
     return _bias_problem(sampling, info) or _constraint_problem(submit.constraint, info) or _phase_problem(submit, info)
 
 

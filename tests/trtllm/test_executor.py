@@ -60,6 +60,8 @@ def test_what_the_api_takes_is_what_was_asked(served: Served) -> None:
     fields: dict[str, Any] = {
         "temperature": 0.5, "top_p": 0.75, "top_k": 5, "min_p": 0.25, "seed": -1, "max_tokens": 9, "min_tokens": 2,
         "frequency_penalty": 0.5, "presence_penalty": -0.5, "repetition_penalty": 1.5, "logit_bias": {"3": 2},
+        "top_p_min": 0.25, "top_p_decay": 0.5, "top_p_reset_id": 12, "no_repeat_ngram_size": 3,
+        "bad_token_ids": [13, 14],
         "stop_token_ids": [11], "cache_salt": "salt", "logprobs": 0, "echo": True, "model": "tuned",
         "kv_retention": {
             "ranges": [{"start": 0, "end": 4, "priority": 90, "duration_ms": 1500}], "decode_priority": 10
@@ -69,8 +71,10 @@ def test_what_the_api_takes_is_what_was_asked(served: Served) -> None:
     call = served.executor.calls()[-1]
     params = call["sampling_params"]
     assert call["inputs"] == {"prompt_token_ids": ids_of("a b c d e")}
-    for name in ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "frequency_penalty"):
+    same = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "frequency_penalty", "top_p_min")
+    for name in (*same, "top_p_decay", "no_repeat_ngram_size", "bad_token_ids"):
         assert params[name] == fields[name]
+    assert params["top_p_reset_ids"] == 12
     assert (params["presence_penalty"], params["repetition_penalty"]) == (-0.5, 1.5)
     assert params["seed"] == 2**64 - 1
     assert (params["end_id"], params["pad_id"]) == (END_OF_TURN, END_OF_TURN)
@@ -214,9 +218,8 @@ def test_two_executors_share_a_request(version: str) -> None:
             whole = completions.complete(gateway, prompt, logprobs=1, **fields)
             assert (completions.texts_of(whole), completions.finish_reasons_of(whole)) == ([text], [reason])
             assert whole["usage"]["completion_tokens"] == count
-            assert whole["choices"][0]["logprobs"]["token_logprobs"] == [-0.5] * len(
-                whole["choices"][0]["logprobs"]["tokens"]
-            )
+            logprobs = whole["choices"][0]["logprobs"]
+            assert logprobs is None if not text else logprobs["token_logprobs"] == [-0.5] * len(logprobs["tokens"])
             chunks = completions.stream(gateway, prompt, **fields)
             assert "".join(completions.texts_of(chunks)) == text
             assert completions.finish_reasons_of(chunks) == [reason]

@@ -19,10 +19,11 @@ GOES_ON = ("length", "not_finished")
 class Request:
     """`open` holds the answers whose end has not been told, `is_over` says that the engine has told all.
 
-    `plain` is the engine's answer where there is only one, and nothing to add to its tokens before its end.
+    `plain` is the engine's answer where there is only one, and its next tokens are all there is to tell before its end.
     """
 
     __slots__ = (
+        "_only",
         "_stops",
         "counts",
         "fault",
@@ -46,8 +47,8 @@ class Request:
         self.is_over = False
         self.fault: RequestFault | None = None
         self.counts = [0] * len(streams)
-        is_plain = len(streams) == 1 and submission.logprobs is None and not generation.first_tokens
-        self.plain = generation.outputs[0] if is_plain else None
+        self._only = generation.outputs[0] if len(streams) == 1 and submission.logprobs is None else None
+        self.plain = None if generation.first_tokens else self._only
         self._stops = frozenset(array("I", submission.stop_token_ids))
         if not submission.ignore_eos:
             self._stops |= frozenset(eos)
@@ -64,6 +65,7 @@ class Request:
             count = self.counts[index]
             if self.generation.first_tokens and not count:
                 count = self._handed_over(so_far)
+                self.plain = self._only if count else None
             token_ids = so_far[count:]
             self.counts[index] = count + len(token_ids)
             finish = None
