@@ -62,16 +62,17 @@ def gateway(worker: Process, options: argparse.Namespace, *launcher: str) -> Ite
 
 
 @contextmanager
-def bare_app(*options: str) -> Iterator[Process]:
+def bare_app(options: argparse.Namespace, *arguments: str) -> Iterator[Process]:
     with _folder() as folder:
         stamps = folder / "stamps"
-        with _started("perf.bare_app", "--stamps", str(stamps), *options) as popen:
+        own = ("--stamps", str(stamps), "--server", options.server)
+        with _started("perf.bare_app", *own, *arguments) as popen:
             yield Process(popen, _port_of(first_line(popen)), stamps)
 
 
 def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-threads", type=int, default=1, metavar="N")
-    parser.add_argument("--server", default="hypercorn", metavar="NAME", help="the gateway's HTTP server")
+    parser.add_argument("--server", default="hypercorn", metavar="NAME", help="the HTTP server of both")
 
 
 def cpu_ns(pid: int) -> int:
