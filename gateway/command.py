@@ -1,6 +1,7 @@
 """The command line: `python3.13t -m gateway` serves, `python3.13t -m gateway doctor` examines the installation."""
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -9,15 +10,16 @@ from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway import config, doctor, log, server
 from gateway.model import load_models
 from gateway.routing import AddressError, Policies, PolicyError, WorkerAddress
+from gateway.tokenizer import RequestTemplates
 
 USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command to its end; returns the exit code."""
-    if arguments and arguments[0] == "doctor":
-        return doctor.main(arguments[1:])
     try:
+        if arguments and arguments[0] == "doctor":
+            return doctor.main(arguments[1:])
         return serve(config.load(arguments, os.environ))
     except (config.ConfigError, TokenizerFileError, AddressError, PolicyError, server.StartError) as error:
         sys.stderr.write(f"gateway: {error}\n")
@@ -30,7 +32,12 @@ def serve(settings: config.Config) -> int:
         raise config.ConfigError(refusal)
     log.configure(settings.log_format, settings.log_level)
     workers = [WorkerAddress.parse(url) for url in settings.worker]
-    models = load_models(settings.model_path)
+    models = load_models(
+        settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
+    )
+    for model in models.values():
+        for warning in model.warnings:
+            log.event(logging.WARNING, f"model {model.name}: {warning}")
     policies = Policies(settings.policy, models)
     gc.freeze()
     return server.run(settings, models, workers, policies)

@@ -25,6 +25,8 @@ from engine_adapters.base import (
     Submission,
 )
 from engine_adapters.step.client import StepClient
+from engine_adapters.trtllm.native.client import NativeClient
+from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
 from gateway.routing import Lease, Router, Worker, WorkerAddress, WorkerState
@@ -33,7 +35,11 @@ from gateway.threads import Mailbox, Supervisor
 
 type OnKvEvents = Callable[[Sequence[KvEvent], bool], None]
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None], OnKvEvents], Engine[Choice]]] = {"step": StepClient}
+ENGINES: dict[str, Callable[[str, Callable[[str], None], OnKvEvents], Engine[Choice]]] = {
+    "step": StepClient,
+    "trtllm": NativeClient,
+    "openengine": OpenEngineClient,
+}
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""
 REPORT_SECONDS = 0.02
@@ -115,7 +121,8 @@ class Session:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
             self._engine = engine
-            self._publish(WorkerState("ready", model=model, info=info))
+            role = self.worker.address.role if self.worker.address.role != "any" else info.role or "any"
+            self._publish(WorkerState("ready", model=model, info=info, role=role))
             await engine.run(self._deliver)
         finally:
             self._engine = None

@@ -15,11 +15,12 @@ from gateway.decoder import AnswerDecoder
 from gateway.engines import EngineThread
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
+from gateway.leg import Leg
 from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Query, Router, Worker
-from gateway.streams import Stream, Take
+from gateway.streams import Take
 from gateway.threads import Supervisor
 from gateway.types import (
     ChatInput,
@@ -44,6 +45,7 @@ class Gateway:
 
     config: Config
     models: dict[str, Model]
+    adapters: dict[str, Model]
     router: Router
     engine: EngineThread
     tokenize: Pool
@@ -53,11 +55,10 @@ class Gateway:
 
     def model(self, name: str) -> Model:
         """Raises ModelNotFound."""
-        model = self.models.get(name)
+        model = self.models.get(name) or self.adapters.get(name)
         if model is None:
-            raise ModelNotFound(
-                f"the model {name!r} is not served here; there is {', '.join(map(repr, self.models))}", param="model"
-            )
+            served = ", ".join(map(repr, (*self.models, *self.adapters)))
+            raise ModelNotFound(f"the model {name!r} is not served here; there is {served}", param="model")
         return model
 
 
@@ -158,14 +159,12 @@ def render_and_encode(model: Model, source: Input) -> Prompt:
     if isinstance(source, TokensInput):
         return Prompt(source.token_ids)
     started = time.monotonic()
-    text = source.text if isinstance(source, TextInput) else render(model, source)
+    text, opens_reasoning = (source.text, None) if isinstance(source, TextInput) else model.templates.render(source)
     rendered = time.monotonic()
     token_ids = model.tokenizer.encode(text)
-    return Prompt(token_ids, rendered - started, time.monotonic() - rendered)
-
-
-def render(model: Model, source: ChatInput) -> str:
-    return model.template.render(source.messages, source.template_arguments, source.continue_final_message)
+    if source.add_special_tokens:
+        token_ids = model.tokenizer.specials.around(token_ids)
+    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning)
 
 
 def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Submission:
@@ -197,10 +196,11 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Su
         prompt_logprobs=request.prompt_logprobs,
         priority=request.priority,
         cache_salt=request.cache_salt,
-        lora=request.lora,
+        lora=model.lora,
         constraint=request.constraint,
         kv_retention=request.kv_retention,
-        stream=request.stream,
+        # Where the engine must be stopped from here, its tokens have to come as they are made.
+        stream=request.stream or bool(request.output.stop),
     )
 
 
@@ -209,6 +209,9 @@ class Attempts:
 
     `async with` it: leaving aborts what still runs and gives the lease back. A worker that fails before the first
     token costs the client nothing but time.
+
+    Where a model has prefill and decode workers, a prefill worker says the first token, and if the answer goes on a
+    decode worker says the others. A decode that fails is not tried again: the client has that token already.
     """
 
     def __init__(
@@ -224,8 +227,9 @@ class Attempts:
         self._attempts = 0
         self._has_begun = False
         self._must_retry = False
-        self._lease: Lease | None = None
-        self._stream: Stream | None = None
+        self._leg: Leg | None = None
+        self._prefilled: Finish | None = None
+        self._prefilled_at = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -238,59 +242,93 @@ class Attempts:
     async def pump(self, take: Take) -> bool:
         """`Stream.pump` of the worker at hand; the first delivery comes with a pause behind it. Raises Unavailable."""
         while True:
-            stream = self._stream or await self._start()
-            if self._has_begun:
-                return await stream.pump(take)
+            leg = self._leg or await self._start()
+            if leg.phase == "decode":
+                return await leg.pump(partial(self._take_decoded, take))
+            if self._has_begun and not leg.phase:
+                return await leg.pump(take)
             self._must_retry = False
-            result = await stream.pump(partial(self._take_first, take))
+            result = await leg.pump(partial(self._take_first, take))
             if not self._must_retry:
+                if self._prefilled is not None:
+                    self._leave()
                 return result
             self._try_another()
 
     def drop(self, index: int) -> None:
         """An answer is complete before the engine knows it."""
-        if self._stream is not None and self._lease is not None:
-            self._lease.worker.session.stop([self._stream.choices[index]])
-            self._stream.forget(index)
+        if self._leg is not None:
+            self._leg.drop(index)
 
     def _take_first(
         self, take: Take, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
     ) -> bool:
-        if has_failed_early(token_ids, finish) and self._attempts < ATTEMPTS:
+        """Of an answer the first tokens, of a prefill all there is."""
+        if not self._has_begun and has_failed_early(token_ids, finish) and self._attempts < ATTEMPTS:
             self._must_retry = True
             return False
-        self._has_begun = True
-        if self._lease is not None:
-            self._lease.begin()
-        if token_ids:
+        if self._leg is not None:
+            self._leg.lease.begin()
+        if not self._has_begun and token_ids:
             self._record.first_token = time.monotonic()
-        take(index, token_ids, finish, logprobs)
+        self._has_begun = True
+        if finish is not None and finish.handoff:
+            self._prefilled, self._prefilled_at = finish, time.monotonic()
+            finish = None
+        if token_ids or finish is not None:
+            take(index, token_ids, finish, logprobs)
         return False
 
-    async def _start(self) -> Stream:
+    def _take_decoded(
+        self, take: Take, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
+    ) -> bool:
+        """What only the prefill knows of the prompt is said at the end."""
+        self._record.handoff_seconds = self._record.handoff_seconds or time.monotonic() - self._prefilled_at
+        if finish is not None and self._prefilled is not None:
+            prompt = self._prefilled
+            finish = replace(finish, cached_tokens=prompt.cached_tokens, prompt_logprobs=prompt.prompt_logprobs)
+        return take(index, token_ids, finish, logprobs)
+
+    async def _start(self) -> Leg:
         self._attempts += 1
-        lease = self._lease = await wait_for_lease(self._gateway, self._model, self._tried, self._query)
-        worker, record = lease.worker, self._record
+        leg = self._leg = Leg(await wait_for_lease(self._gateway, self._next_lease))
+        worker, record = leg.lease.worker, self._record
         refuse_unsupported(self._submission, self._gateway.router.snapshot()[worker].info)
-        record.worker, record.routed = worker.name, time.monotonic()
-        stream = self._stream = Stream(self._loop.mailbox, self._submission.request_id, self._submission.n)
-        worker.session.start(stream, replace(self._submission, dp_rank=lease.dp_rank), lease)
-        return stream
+        if self._prefilled is None:
+            record.worker, record.routed = worker.name, time.monotonic()
+        else:
+            record.worker += f"+{worker.name}"
+        leg.start(self._phase_of(leg.lease.role), self._loop.mailbox)
+        return leg
+
+    def _next_lease(self) -> Lease:
+        """Raises Unavailable, and BadRequest when waiting would not help."""
+        router, model, several = self._gateway.router, self._model.served_by, self._submission.n > 1
+        if self._prefilled is not None:
+            return router.lease(model, self._tried, self._query, "decode")
+        splits = router.splits(model)
+        if splits and several and "any" not in router.ready_roles(model):
+            raise BadRequest("n must be 1: this model's workers do prefill or decode, of one answer each", param="n")
+        return router.lease(model, self._tried, self._query, "prefill" if splits and not several else "any")
+
+    def _phase_of(self, role: str) -> Submission:
+        """What of the submission a worker with this role is to do."""
+        if role == "prefill":
+            return replace(self._submission, phase="prefill")
+        if self._prefilled is not None:
+            return replace(self._submission, phase="decode", handoff=self._prefilled.handoff, prompt_logprobs=None)
+        return self._submission
 
     def _try_another(self) -> None:
-        if self._lease is not None:
-            self._tried.add(self._lease.worker)
+        if self._leg is not None:
+            self._tried.add(self._leg.lease.worker)
         self._leave()
         self._loop.cells.add(RETRIES, (self._model.name,))
 
     def _leave(self) -> None:
-        stream, self._stream = self._stream, None
-        lease, self._lease = self._lease, None
-        if lease is None:
-            return
-        if stream is not None and (unfinished := stream.close()):
-            lease.worker.session.stop(unfinished)
-        lease.release()
+        leg, self._leg = self._leg, None
+        if leg is not None:
+            leg.leave()
 
 
 def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
@@ -300,7 +338,12 @@ def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
 
 PLAIN = Submission("", b"", 0)
 OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt", "lora", "kv_retention")
-OPTIONAL_SAMPLING = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias")
+BODY_FIELDS = {"lora": "model"}
+"""How clients ask for what is called otherwise inside."""
+OPTIONAL_SAMPLING = (
+    *("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
+    *("top_p_min", "top_p_decay", "top_p_reset_id", "no_repeat_ngram_size", "bad_token_ids"),
+)
 
 
 def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
@@ -308,13 +351,14 @@ def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
     if info is None:
         return
     used = [name for name in OPTIONAL_FIELDS if getattr(submission, name) != getattr(PLAIN, name)]
-    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, ())]
+    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, (), b"")]
     if submission.constraint is not None:
         used.append(f"constraint.{submission.constraint.kind}")
         used += ["constraint.begins_after"] if submission.constraint.begins_after else []
     for name in used:
         if name not in info.features:
-            raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=name)
+            field = BODY_FIELDS.get(name, name)
+            raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=field)
 
 
 def query_of(submission: Submission, record: RequestRecord) -> Query:
@@ -323,10 +367,10 @@ def query_of(submission: Submission, record: RequestRecord) -> Query:
     return Query(submission.token_ids, (lora_id, submission.cache_salt), record.routing_key, submission.n)
 
 
-async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker], query: Query) -> Lease:
-    """A lease, after a while if no worker is ready just now; raises Unavailable."""
+async def wait_for_lease(gateway: Gateway, lease: Callable[[], Lease]) -> Lease:
+    """What `lease()` gives, after a while if it raises Unavailable just now; raises that when it goes on doing so."""
     try:
-        return gateway.router.lease(model.name, tried, query)
+        return lease()
     except Unavailable as error:
         unavailable = error
     changed = asyncio.Event()
@@ -335,7 +379,7 @@ async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker], que
         async with asyncio.timeout(gateway.config.connect_seconds):
             while True:
                 try:
-                    return gateway.router.lease(model.name, tried, query)
+                    return lease()
                 except Unavailable as error:
                     unavailable = error
                 await changed.wait()

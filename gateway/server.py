@@ -45,7 +45,7 @@ from gateway.metrics import (
     Cells,
     Registry,
 )
-from gateway.model import Model
+from gateway.model import Model, load_adapters
 from gateway.pools import Pool
 from gateway.routing import STATES, Policies, Router, WorkerAddress
 from gateway.threads import Alarm, Supervisor
@@ -67,6 +67,7 @@ class Server:
     def __init__(
         self, config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies
     ) -> None:
+        adapters = load_adapters(config.lora, models)
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
@@ -76,6 +77,7 @@ class Server:
         self.gateway = Gateway(
             config=config,
             models=models,
+            adapters=adapters,
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
             tokenize=Pool("tokenize", config.tokenize_threads, supervisor, cores),
@@ -136,6 +138,12 @@ class Server:
         return 0 if supervisor.failure is None else 1
 
     def _embed(self, model: Model) -> EmbeddedExecutor:
+        if not (model.folder / "tokenizer.json").is_file():
+            raise StartError(
+                f"the embedded simulator needs a tokenizer.json, and {model.folder} has its tokenizer in another "
+                "format; name an executor with --worker"
+            )
+
         def connect(address: str) -> None:
             url = WorkerAddress.parse(f"step://{address}?model={model.name}")
             self.gateway.engine.connect(url, f"embedded-{model.name}")
@@ -238,7 +246,23 @@ def admitted_model(models: dict[str, Model], address: WorkerAddress, info: Engin
             f"its tokenizer ({theirs.hex()[:16]}…) is not that of model {model.name!r} here ({ours.hex()[:16]}…): "
             "every token would mean something else; point both at the same model folder"
         )
+    if problem := role_problem(address, info):
+        raise WorkerUnfit(problem)
     return model.name
+
+
+def role_problem(address: WorkerAddress, info: EngineInfo) -> str:
+    """Why a worker cannot have the role that its URL says; empty when it can."""
+    if address.role == "any":
+        return ""
+    if "disaggregation" not in info.features:
+        return (
+            f"its role is {address.role!r}, but its engine ({info.engine}) hands nothing over between prefill and "
+            "decode: set the engine up for disaggregation, or leave role out of the worker's URL"
+        )
+    if info.role not in ("", address.role):
+        return f"its URL says that its role is {address.role!r}, and the engine that it is {info.role!r}"
+    return ""
 
 
 def add_gauges(gateway: Gateway) -> None:

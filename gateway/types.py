@@ -4,23 +4,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapters.base import Constraint, KvRetention, Logprobs, Lora, Sampling
+from engine_adapters.base import Constraint, KvRetention, Logprobs, Sampling
 from gateway.errors import GatewayError
+
+COMPILING = 1_000_000
+"""What a template of the client's own counts for in characters: it may have to be compiled first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
-    """A conversation; the messages stay dicts, since chat templates want dicts."""
+    """A conversation; messages, tools and documents stay dicts, since chat templates want dicts."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    continue_final_message: bool = False
-    """The answer goes on where the last message stops, instead of beginning a new one."""
+    continue_final_message: bool | str = False
+    """The answer goes on where the last message stops, instead of beginning a new one; or the field to go on with."""
+    thinking: bool | None = None
+    """Whether the model is to reason first, under whatever name its template has for it."""
+    reasoning_effort: str | None = None
+    template: str | None = None
+    """The name of one of the model's templates, or a template of the client's own."""
+    add_special_tokens: bool = False
+    """Around the rendered text; templates write their own."""
 
     @property
     def characters(self) -> int:
-        """Roughly how long the rendered text will be."""
-        return sum(len(content) for message in self.messages if isinstance(content := message.get("content"), str))
+        """Roughly how long the rendered text will be, as a measure of the work."""
+        size = COMPILING if self.template is not None else 0
+        for message in self.messages:
+            content = message.get("content")
+            for part in [content] if isinstance(content, str) else content or ():
+                text = part if isinstance(part, str) else part.get("text")
+                size += len(text) if isinstance(text, str) else 0
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +46,8 @@ class TextInput:
     """A prompt as text; special tokens in it are recognised."""
 
     text: str
+    add_special_tokens: bool = True
+    """Those that the tokenizer puts around any text, such as a BOS."""
 
     @property
     def characters(self) -> int:
@@ -76,7 +96,6 @@ class GenerateRequest:
     prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
-    lora: Lora | None = None
     constraint: Constraint | None = None
     kv_retention: KvRetention | None = None
     stream: bool = True
@@ -92,6 +111,8 @@ class Prompt:
     token_ids: bytes
     render_seconds: float = 0.0
     tokenize_seconds: float = 0.0
+    opens_reasoning: str | None = None
+    """The marker, such as `<think>`, of a reasoning block that the prompt opens and leaves to the model to close."""
 
     @property
     def length(self) -> int:
@@ -160,6 +181,8 @@ class RequestRecord:
     prepared: float = 0.0
     routed: float = 0.0
     first_token: float = 0.0
+    handoff_seconds: float = 0.0
+    """From the end of the prefill to the first token of the decode, where two workers share a request."""
     last_token: float = 0.0
     model: str = ""
     worker: str = ""

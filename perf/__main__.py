@@ -5,13 +5,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import decisions, profile, requests, routing, streaming
+from perf import decisions, executor, peers, profile, requests, routing, streaming
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
     "requests": (requests.main, "CPU of the gateway per one-token request, streamed and not, beside a bare ASGI app"),
     "routing": (routing.main, "TTFT, hit rate and load spread of each policy, on executors in simulated time"),
     "decisions": (decisions.main, "routing decisions a second, by policy, workers and threads; and the block index"),
+    "peers": (
+        peers.main,
+        "CPU of the gateway beside SMG's, per streamed token and per long prompt",
+    ),
+    "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
 

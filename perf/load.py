@@ -38,6 +38,8 @@ class Job:
     marker: str = ""
     tokens: int = 0
     requests: int = 0
+    numbered: str = ""
+    """A text in the request that each one has a number of its own for, of as many digits."""
     profile_switch: str = ""
     """A pipe that is told "1" when the window opens and "0" when it closes."""
 
@@ -156,7 +158,11 @@ class Load:
         return Reading(self.now, server_cpu, time.process_time(), self.tokens, self.events, self.answers, self.size)
 
     def result(self) -> Result:
-        if self.opened is None or self.closed is None or self.closed.time == self.opened.time:
+        if (
+            self.opened is None
+            or self.closed is None
+            or self.closed.tokens + self.closed.answers == (self.opened.tokens + self.opened.answers)
+        ):
             raise SystemExit(f"load: no moment when all were under way, {self.errors} errors; ask for more tokens")
         window = self.closed.since(self.opened)
         return Result(self.errors, window, self.opened.tokens, resident_mb(self.job.pid), self.arrivals, self.latencies)
@@ -194,10 +200,13 @@ class RequestLoad(Load):
         super().__init__(job)
         self.pieces: dict[int, bytes] = {}
         self.unsent = job.requests
+        self.template, self.marker = self.request, job.numbered.encode()
 
     def send(self, number: int) -> None:
         if self.unsent:
             self.unsent -= 1
+            if self.marker:
+                self.request = self.template.replace(self.marker, b"%0*d" % (len(self.marker), self.unsent), 1)
             super().send(number)
         else:
             self.close_window()

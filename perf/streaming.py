@@ -40,13 +40,14 @@ class Bench:
     source: Process
     path: str
     tokens: int
+    model: str = "demo"
 
     def run(self, streams: int, profile_switch: str = "") -> Run:
         sent_before = len(self.source.sent())
         job = load.Job(
             port=self.server.port,
             pid=self.server.pid,
-            request=samples.http_request(self.path, stream=True, max_tokens=self.tokens),
+            request=samples.http_request(self.path, stream=True, max_tokens=self.tokens, model=self.model),
             connections=streams,
             marker=samples.WORD,
             tokens=self.tokens,
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     with (
         processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
         processes.gateway(worker, options) as server,
-        processes.bare_app(*pace, *samples.bare_events(server.port)) as bare_server,
+        processes.bare_app(options, *pace, *samples.bare_events(server.port)) as bare_server,
     ):
         ours = Bench(server, worker, samples.CHAT_PATH, options.tokens)
         bare = Bench(bare_server, bare_server, "/events", options.tokens)

@@ -11,8 +11,8 @@ from tests.processes import ROOT
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "threads", "types"},
-    {"parsers", "pools", "routing", "streams", "tokenizer"},
-    {"decoder", "embedded", "engines", "model"},
+    {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
+    {"decoder", "embedded", "engines", "leg", "model"},
     {"doctor", "http_loop"},
     {"generate", "http1"},
     {"api", "granian_server", "http_server", "watch"},
@@ -28,6 +28,8 @@ PACKAGES = ("gateway", "engine_adapters")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EXECUTORS_NEED = {"engine_adapters", "grpc"}
 """What an engine's own Python must offer beside the standard library."""
+CLIENTS_NEED = {"engine_adapters.http2.connection": {"hpack"}}
+"""What runs in gateways only may need more."""
 
 
 def name_of(path: Path) -> str:
@@ -103,7 +105,7 @@ def test_executors_need_nothing_of_the_gateway_and_only_grpc() -> None:
     for name in MODULES:
         if name.startswith("engine_adapters") and name != "engine_adapters.simulator.train_tokenizer":
             tops = {imported.partition(".")[0] for imported in imports_of(name)}
-            foreign = tops - sys.stdlib_module_names - EXECUTORS_NEED
+            foreign = tops - sys.stdlib_module_names - EXECUTORS_NEED - CLIENTS_NEED.get(name, set())
             assert not foreign, f"{name} imports {foreign}"
 
 
@@ -131,8 +133,9 @@ def test_only_the_engine_side_speaks_grpc() -> None:
 def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> None:
     tree = MODULES[name_of(path)]
 
-    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
-    assert ast.get_docstring(tree), "a file opens with one sentence that says what it is"
+    docstring = ast.get_docstring(tree)
+    assert docstring, "a file opens with one sentence that says what it is"
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES or "written by proto/generate.py" in docstring
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None

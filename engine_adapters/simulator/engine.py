@@ -1,18 +1,19 @@
-"""Drives the scheduler by the clock and serves what it brings over the step stream.
+"""Drives the scheduler by the clock and serves what it brings over the wire of a harness.
 
 Threads: none of its own. Everything here runs on one event loop, the one that `run` is awaited on.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from engine_adapters.base import EngineInfo, Load, Submission
+from engine_adapters.base import EngineInfo, KvEvent, Load, Logprobs, Submission
 from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.scheduler import Scheduler
-from engine_adapters.step.server import Output, StepServer
+from engine_adapters.step.meter import TokenMeter
+from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
 
 LARGEST_LAG = 0.05
@@ -41,21 +42,17 @@ class EngineClock:
         return moment / self.speed - time.monotonic() if self.speed else 0.0
 
 
-class TokenMeter:
-    """Tokens generated over the last second, told by a count that only grows."""
+class Harness(Protocol):
+    """What serves an engine: a `StepServer`, or a `TrtllmServer`."""
 
-    def __init__(self) -> None:
-        self._counts: deque[tuple[float, int]] = deque()
-        self._count_before = 0
+    def emit(self, step: int, outputs: Iterable[Output], logprobs: "Mapping[Stream, Logprobs]", /) -> None:
+        """Send what an engine step brought."""
 
-    def note(self, count: int) -> None:
-        self._counts.append((time.monotonic(), count))
+    def emit_kv_events(self, events: Iterable[KvEvent], /) -> None:
+        """Tell how the prefix cache changed."""
 
-    def rate(self) -> float:
-        oldest = time.monotonic() - 1
-        while self._counts and self._counts[0][0] < oldest:
-            self._count_before = self._counts.popleft()[1]
-        return float(self._counts[-1][1] - self._count_before) if self._counts else 0.0
+    async def frames_taken(self, timeout: float) -> None:
+        """Wait until all that was emitted is on its way, but no longer than `timeout` seconds."""
 
 
 class SimulatedEngine:
@@ -77,7 +74,7 @@ class SimulatedEngine:
         self._ignore_eos = ignore_eos
         self._meter = TokenMeter()
         self._something_changed = asyncio.Event()
-        self._server: StepServer | None = None
+        self._server: Harness | None = None
 
     def info(self) -> EngineInfo:
         return self._info
@@ -117,7 +114,7 @@ class SimulatedEngine:
         self._scheduler.clear_cache()
         self._emit([])
 
-    async def run(self, server: StepServer) -> None:
+    async def run(self, server: Harness) -> None:
         """Step for ever."""
         self._server = server
         while True:

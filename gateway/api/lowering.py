@@ -1,10 +1,11 @@
 """Body fields that the generating endpoints share, lowered to a GenerateRequest."""
 
+import itertools
 from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from engine_adapters.base import Sampling
+from engine_adapters.base import KvRange, KvRetention, Sampling
 from gateway.api.body import Fields
 from gateway.errors import BadRequest
 from gateway.model import Model
@@ -17,6 +18,8 @@ MAX_TOKENS = (1 << 31) - 1
 MAX_SEED = 1 << 63
 MAX_PRIORITY = (1 << 31) - 1
 MAX_BIAS = 100.0
+MAX_KV_PRIORITY = 100
+MAX_DURATION_MS = 1000 * 60 * 60 * 24 * 365
 MAX_DIGITS = 10
 """Of a token id."""
 ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
@@ -66,25 +69,37 @@ def read_request(
         prompt_logprobs=logging.prompt_logprobs,
         priority=fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         cache_salt=fields.text("cache_salt") if fields.has("cache_salt") else "",
+        kv_retention=read_kv_retention(fields),
         stream=fields.boolean("stream"),
         truncate_prompt_tokens=fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),
     )
 
 
 def read_sampling(fields: Fields, model: Model) -> Sampling:
-    top_k = fields.integer("top_k", -1, MAX_TOKENS)
-    repetition_penalty = fields.number("repetition_penalty", 0.01, 100)
+    """What the request says, else what the model's folder says, else None: the engine's default."""
+    defaults = model.sampling
+    top_k = given(fields.integer("top_k", -1, MAX_TOKENS), defaults.top_k)
+    repetition_penalty = given(fields.number("repetition_penalty", 0.01, 100), defaults.repetition_penalty)
     return Sampling(
-        temperature=fields.number("temperature", 0, 2),
-        top_p=fields.number("top_p", 0, 1),
+        temperature=given(fields.number("temperature", 0, 2), defaults.temperature),
+        top_p=given(fields.number("top_p", 0, 1), defaults.top_p),
         seed=fields.integer("seed", -MAX_SEED, MAX_SEED - 1),
         top_k=None if top_k in (0, -1) else top_k,
-        min_p=fields.number("min_p", 0, 1) or None,
+        min_p=given(fields.number("min_p", 0, 1), defaults.min_p) or None,
         frequency_penalty=fields.number("frequency_penalty", -2, 2) or None,
         presence_penalty=fields.number("presence_penalty", -2, 2) or None,
         repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
         logit_bias=read_logit_bias(fields, model),
+        top_p_min=fields.number("top_p_min", 0, 1) or None,
+        top_p_decay=fields.number("top_p_decay", 0.01, 1),
+        top_p_reset_id=fields.integer("top_p_reset_id", 0, model.tokenizer.vocab_size - 1),
+        no_repeat_ngram_size=fields.integer("no_repeat_ngram_size", 1, MAX_TOKENS),
+        bad_token_ids=read_token_ids(fields, "bad_token_ids", model),
     )
+
+
+def given[Number](value: Number | None, default: Number | None) -> Number | None:
+    return default if value is None else value
 
 
 def read_output(fields: Fields) -> OutputOptions:
@@ -136,6 +151,34 @@ def read_logit_bias(fields: Fields, model: Model) -> tuple[tuple[int, float], ..
             biases.refuse(name, "must be a number")
         result.append((int(name), bias))
     return tuple(result)
+
+
+def read_kv_retention(fields: Fields) -> KvRetention | None:
+    """How long the engine shall keep which tokens of the prompt, as it reaches the engine, and of the answer."""
+    if not fields.has("kv_retention"):
+        return None
+    retention = fields.object("kv_retention")
+    ranges = retention.each("ranges", read_kv_range) if retention.has("ranges") else []
+    ends = sorted((each.start, each.end or MAX_TOKENS, index) for index, each in enumerate(ranges))
+    for (_, end, _), (start, _, index) in itertools.pairwise(ends):
+        if start < end:
+            retention.refuse(f"ranges[{index}]", "begins before another range has ended")
+    return KvRetention(
+        ranges=tuple(ranges),
+        decode_priority=retention.integer("decode_priority", 0, MAX_KV_PRIORITY),
+        decode_duration_ms=retention.integer("decode_duration_ms", 1, MAX_DURATION_MS),
+    )
+
+
+def read_kv_range(fields: Fields) -> KvRange:
+    start = fields.integer("start", 0, MAX_TOKENS) or 0
+    end = fields.integer("end", 1, MAX_TOKENS)
+    if end is not None and end <= start:
+        fields.refuse("end", f"must be above start ({start})")
+    priority = fields.integer("priority", 0, MAX_KV_PRIORITY)
+    if priority is None:
+        fields.refuse("priority", "is required")
+    return KvRange(start, end, priority, fields.integer("duration_ms", 1, MAX_DURATION_MS))
 
 
 def refuse_unfit(fields: Fields, names: tuple[str, ...], why: str) -> None:

@@ -49,12 +49,14 @@ def to_json(value: Any) -> bytes:
 
 
 def stages(record: RequestRecord) -> dict[str, float]:
-    """What a request waited for up to its first token, in seconds."""
+    """What a request waited for up to its first token, and between the two workers that shared it, in seconds."""
     passed = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
     if record.routed:
         passed["route"] = record.routed - record.prepared
     if record.first_token:
         passed["engine"] = record.first_token - record.routed
+    if record.handoff_seconds:
+        passed["handoff"] = record.handoff_seconds
     return passed
 
 

@@ -34,12 +34,13 @@ class Lease:
     `sent`, `ended` and `withdraw` are the engine thread's.
     """
 
-    __slots__ = ("_expected", "_new", "_query", "_router", "_tokens", "candidate", "has_begun", "role")
+    __slots__ = ("_expected", "_new", "_query", "_router", "candidate", "has_begun", "role", "tokens")
 
     def __init__(self, router: "Router", candidate: Candidate, query: Query, role: str) -> None:
         self._router = router
         self._query = query
-        self._tokens = query.tokens - query.cached_tokens
+        self.tokens = 0 if role == "decode" else query.tokens - query.cached_tokens
+        """Those that it must read."""
         self._expected = 0
         self._new: list[int] = []
         self.candidate = candidate
@@ -57,10 +58,10 @@ class Lease:
     def begin(self) -> None:
         if not self.has_begun:
             self.has_begun = True
-            self._router.begin(self.candidate, self._tokens)
+            self._router.begin(self.candidate, self.tokens)
 
     def release(self) -> None:
-        self._router.release(self.candidate, 0 if self.has_begun else self._tokens, self._query.answers, self.has_begun)
+        self._router.release(self.candidate, 0 if self.has_begun else self.tokens, self._query.answers, self.has_begun)
 
     def sent(self) -> None:
         """The request is on its way, and its prompt is going to be cached."""
@@ -177,7 +178,9 @@ class Router:
         lease = Lease(self, candidate, query, role)
         with self._lock:
             self._turn += 1
-            candidate.take(query.tokens - query.cached_tokens, query.answers, self._turn)
+            candidate.take(lease.tokens, query.answers, self._turn)
+        if role == "decode":
+            lease.begin()  # its prompt has been read elsewhere
         return lease
 
     def begin(self, candidate: Candidate, tokens: int) -> None:
