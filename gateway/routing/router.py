@@ -171,9 +171,9 @@ class Router:
 
         Raises Unavailable.
         """
-        pool = (model, role)
+        pool, fleets = (model, role), self._fleets
         # Not `get`: see blocks.Holders.
-        fleet, choose = self._fleets[pool] if pool in self._fleets else self._new_fleet(model, role)
+        fleet, choose = fleets[pool] if pool in fleets else self._new_fleet(model, role)
         candidate = choose(without(tried, fleet) if tried else fleet, query)
         lease = Lease(self, candidate, query, role)
         with self._lock:
