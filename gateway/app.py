@@ -14,6 +14,7 @@ from gateway import log
 from gateway.api import chat, completions, unavailable
 from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
+from gateway.api.admin_workers import AdminWorker, AdminWorkers
 from gateway.api.answer import Endpoint
 from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
@@ -60,6 +61,8 @@ class App:
                 Route("/live", live, methods=["GET"]),
                 Route("/ready", Ready(gateway), methods=["GET"]),
                 Route("/metrics", Metrics(gateway), methods=["GET"]),
+                Route("/admin/workers", AdminWorkers(gateway), methods=["GET", "POST"]),
+                Route("/admin/workers/{name:path}", AdminWorker(gateway), methods=["GET", "PATCH", "DELETE"]),
                 Route("/admin/pools", AdminPools(gateway), methods=["GET", "PATCH"]),
                 *(Route(path, NotHere()) for path in unavailable.PATHS),
             ],

@@ -69,6 +69,9 @@ class Config:
         "URL",
         default_text="an embedded simulator for each model",
     )
+    worker_file: str = option(
+        "", "a TOML or JSON file that lists workers, followed while it changes (docs/routing.md)", "FILE"
+    )
     policy: tuple[str, ...] = option(
         (),
         "who gets a request, for all models, one, or its workers of one role: cache_aware, least_load, power_of_two, "

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from engine_adapters.base import (
@@ -60,6 +61,8 @@ class Session:
         self._engine: Engine[Choice] | None = None
         self._streams: dict[Stream, Lease] = {}
         self._reported_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.is_leaving = False
 
     def __repr__(self) -> str:
         return f"<Session {self.worker.name}: {len(self._streams)} streams>"
@@ -79,9 +82,10 @@ class Session:
 
     def check_silence(self) -> None:
         """From the watch: a ready worker that says nothing is suspect until it speaks again."""
-        engine, state = self._engine, self._state().state
-        if engine is None or state not in ("ready", "suspect"):
+        engine, known = self._engine, self._thread.router.snapshot().get(self.worker)
+        if engine is None or known is None or known.state not in ("ready", "draining", "suspect"):
             return
+        state = known.state
         self._thread.post(lambda: self._report(engine))
         is_silent = time.monotonic() - engine.last_frame_at > SUSPECT_SECONDS
         if is_silent != (state == "suspect"):
@@ -97,7 +101,25 @@ class Session:
     def unconfirmed_aborts(self) -> int:
         return self._engine.unconfirmed_aborts if self._engine else 0
 
-    async def serve(self) -> None:
+    def serve_in(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Begin; the task ends when `leave` is called."""
+        self._task = loop.create_task(self._serve(), name=self.worker.name)
+        return self._task
+
+    def leave(self) -> None:
+        """On the engine thread: end what still runs there, and forget the worker."""
+        if self._task is not None:
+            self.is_leaving = True
+            self._task.cancel()
+
+    async def _serve(self) -> None:
+        try:
+            await self._serve_on()
+        finally:
+            self._end_streams(f"worker {self.worker.name} was removed")
+            self._thread.router.remove(self.worker)
+
+    async def _serve_on(self) -> None:
         """Never returns; ends by cancellation."""
         failures = 0
         while True:
@@ -264,6 +286,10 @@ class EngineThread:
         self.post(lambda: self._spawn(session))
         return session.worker
 
+    def disconnect(self, worker: Worker) -> None:
+        """Remove a worker; requests that it has begun to answer end with an error."""
+        self.post(worker.session.leave)
+
     def confirmed_aborts(self, timeout: float) -> bool:
         """Wait until the executors have confirmed every abort, for at most `timeout` seconds."""
         confirmed = threading.Event()
@@ -283,9 +309,16 @@ class EngineThread:
             log.event(logging.DEBUG, "engine loop: " + context["message"], exception=context.get("exception"))
 
     def _spawn(self, session: Session) -> None:
-        task = self._loop.create_task(session.serve(), name=session.worker.name)
+        task = session.serve_in(self._loop)
         self._tasks.add(task)
-        task.add_done_callback(lambda task: self.supervisor.fail(f"the session of {task.get_name()} ended: {task!r}"))
+        task.add_done_callback(partial(self._note_end, session))
+
+    def _note_end(self, session: Session, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if session.is_leaving:
+            log.event(logging.INFO, f"worker {session.worker.name} was removed")
+        else:
+            self.supervisor.fail(f"the session of {task.get_name()} ended: {task!r}")
 
     def _wait_for_aborts(self, confirmed: threading.Event) -> None:
         if any(worker.session.unconfirmed_aborts for worker in self.router.snapshot()):

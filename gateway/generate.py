@@ -293,7 +293,8 @@ class Attempts:
         self._attempts += 1
         leg = self._leg = Leg(await wait_for_lease(self._gateway, self._next_lease))
         worker, record = leg.lease.worker, self._record
-        refuse_unsupported(self._submission, self._gateway.router.snapshot()[worker].info)
+        state = self._gateway.router.snapshot().get(worker)
+        refuse_unsupported(self._submission, state.info if state else None)
         if self._prefilled is None:
             record.worker, record.routed = worker.name, time.monotonic()
         else:

@@ -191,7 +191,7 @@ STALLED = Metric("gateway_stalled_streams", "gauge", "Streams without progress f
 WORKER_STATE = Metric(
     "gateway_worker_state",
     "gauge",
-    "1 for the state that the worker is in: starting, ready, suspect, unfit or lost.",
+    "1 for the state that the worker is in: starting, ready, draining, suspect, unfit or lost.",
     ("worker", "model", "state"),
 )
 WORKER_SPEED = Metric(

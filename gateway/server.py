@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from engine_adapters.base import EngineInfo, Load
@@ -50,6 +51,7 @@ from gateway.pools import Pool
 from gateway.routing import STATES, Policies, Router, WorkerAddress
 from gateway.threads import Alarm, Supervisor
 from gateway.watch import Watch
+from gateway.worker_file import WorkerFile, WorkerFileError
 
 BACKLOG = 4096
 SERVERS = {"hypercorn": "gateway.http_server", "granian": "gateway.granian_server"}
@@ -86,8 +88,9 @@ class Server:
         )
         add_gauges(self.gateway)
         count_collections(registry.cells())
-        self._watch = Watch(self.gateway)
-        self.embedded = [] if workers else [self._embed(model) for model in models.values()]
+        worker_file = followed(config, self.gateway)
+        self._watch = Watch(self.gateway, worker_file)
+        self.embedded = [] if workers or worker_file else [self._embed(model) for model in models.values()]
         for address in workers:
             self.gateway.engine.connect(address)
         app = App(self.gateway)
@@ -263,6 +266,16 @@ def role_problem(address: WorkerAddress, info: EngineInfo) -> str:
     if info.role not in ("", address.role):
         return f"its URL says that its role is {address.role!r}, and the engine that it is {info.role!r}"
     return ""
+
+
+def followed(config: Config, gateway: Gateway) -> WorkerFile | None:
+    """The --worker-file, if there is one; raises StartError."""
+    if not config.worker_file:
+        return None
+    try:
+        return WorkerFile(Path(config.worker_file), gateway.engine, gateway.models)
+    except WorkerFileError as error:
+        raise StartError(str(error)) from error
 
 
 def add_gauges(gateway: Gateway) -> None:

@@ -12,13 +12,15 @@ from gateway import log
 from gateway.engines import stalled
 from gateway.generate import Gateway
 from gateway.metrics import LOOP_LAG, STALLED
+from gateway.worker_file import WorkerFile
 
 TICK_SECONDS = 0.25
 
 
 class Watch:
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, worker_file: WorkerFile | None = None) -> None:
         self._gateway = gateway
+        self._worker_file = worker_file
         self._stopped = threading.Event()
         self._stalled = 0
         self._lags: dict[str, float] = {}
@@ -36,6 +38,14 @@ class Watch:
             self._measure_lag()
             for worker in self._gateway.router.snapshot():
                 worker.session.check_silence()
+            self._remove_drained()
+            if self._worker_file is not None:
+                self._worker_file.follow()
+
+    def _remove_drained(self) -> None:
+        for worker in self._gateway.router.leaving:
+            if not self._gateway.router.in_flight(worker):
+                self._gateway.engine.disconnect(worker)
 
     def _measure_lag(self) -> None:
         for loop in self._gateway.loops:

@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "leg", "model"},
     {"doctor", "http_loop"},
-    {"generate", "http1"},
+    {"generate", "worker_file", "http1"},
     {"api", "granian_server", "http_server", "watch"},
     {"app"},
     {"server"},

@@ -87,6 +87,7 @@ def workers(gateway: Gateway) -> list[dict[str, Any]]:
             "reason": state.reason,
             "model": state.model,
             "role": state.role,
+            "weight": gateway.router.weight(worker),
             "in_flight": gateway.router.in_flight(worker),
         }
         for worker, state in gateway.router.snapshot().items()

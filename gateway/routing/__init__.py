@@ -1,12 +1,13 @@
 """Which worker takes a request: the workers' state as immutable snapshots, and the policies that choose among them."""
 
-from gateway.routing.address import AddressError, WorkerAddress
+from gateway.routing.address import MAX_WEIGHT, AddressError, WorkerAddress
 from gateway.routing.fleet import Query
 from gateway.routing.policies import POLICIES, Policies, PolicyError
 from gateway.routing.router import Lease, Router
 from gateway.routing.worker import STATES, Worker, WorkerState
 
 __all__ = [
+    "MAX_WEIGHT",
     "POLICIES",
     "STATES",
     "AddressError",

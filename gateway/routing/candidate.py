@@ -48,12 +48,12 @@ class Candidate:
         "worker",
     )
 
-    def __init__(self, worker: Worker, dp_rank: int, slot: int) -> None:
+    def __init__(self, worker: Worker, dp_rank: int, slot: int, weight: float | None = None) -> None:
         self.worker = worker
         self.dp_rank = dp_rank
         self.slot = slot
         self.bit = 1 << slot
-        self.weight = worker.address.weight
+        self.weight = worker.address.weight if weight is None else weight
         self.in_flight = 0
         """Requests of ours."""
         self.answers = 0
@@ -102,6 +102,11 @@ class Candidate:
         self._others_waiting = min(self._others, max(0, load.waiting - self._reading))
         self._kv_used, self._kv_total = load.kv_tokens_used, load.kv_tokens_total
         self._leased = 0.0
+        self._weigh(0)
+
+    def set_weight(self, weight: float) -> None:
+        """Boards that it is on do not know the new sum of weights."""
+        self.weight = weight
         self._weigh(0)
 
     def enter(self, board: "Board", place: int) -> None:

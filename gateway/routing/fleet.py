@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -77,12 +77,15 @@ class Stickies:
     def __len__(self) -> int:
         return len(self._homes)
 
-    def home(self, key: str, otherwise: Candidate, among: int, now: float | None = None) -> Candidate:
-        """Where `key` belongs, if that is `among` the bits given; else it belongs to `otherwise` from now on."""
+    def home(
+        self, key: str, otherwise: Candidate, by_slot: Mapping[int, Candidate], now: float | None = None
+    ) -> Candidate:
+        """Where `key` belongs, if that is there; else it belongs to `otherwise` from now on."""
         now = time.monotonic() if now is None else now
         with self._lock:
             home, used = self._homes.pop(key, (otherwise, now))
-            if not home.bit & among or now - used > self._idle_seconds:
+            is_there = home.slot in by_slot and by_slot[home.slot] is home
+            if not is_there or now - used > self._idle_seconds:
                 home = otherwise
             self._homes[key] = home, now
             if len(self._homes) > self._most:

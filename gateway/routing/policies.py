@@ -90,7 +90,7 @@ def bucket(fleet: Fleet, query: Query) -> Candidate:
 def sticky(fleet: Fleet, query: Query) -> Candidate:
     if not query.routing_key:
         return fleet.least
-    return fleet.memory.stickies.home(query.routing_key, fleet.least, fleet.available)
+    return fleet.memory.stickies.home(query.routing_key, fleet.least, fleet.by_slot)
 
 
 def passthrough(fleet: Fleet, query: Query) -> Candidate:

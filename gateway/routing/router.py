@@ -8,6 +8,7 @@ the watch reads. `_lock` guards `_states` and `_fleets` (replaced whole or entry
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from engine_adapters.base import KvEvent, KvStored, Load, RankLoad
 from gateway.errors import Unavailable
@@ -109,7 +110,12 @@ class Router:
         self._states: dict[Worker, WorkerState] = {}
         self._candidates: dict[Worker, tuple[Candidate, ...]] = {}
         self._pools: dict[Worker, Pool] = {}
+        self._weights: dict[Worker, float] = {}
+        self._draining: frozenset[Worker] = frozenset()
+        self.leaving: frozenset[Worker] = frozenset()
+        """Those to be removed as soon as they have nothing in flight."""
         self._slots = 0
+        self._free_slots: list[int] = []
         self._fleets: dict[Pool, tuple[Fleet, Choose]] = {}
         self._boarded: dict[Pool, Fleet] = {}
         self._rings: dict[Pool, Ring] = {}
@@ -126,20 +132,68 @@ class Router:
     def add(self, worker: Worker) -> None:
         with self._lock:
             self._states = {**self._states, worker: WorkerState("starting", "not reached yet")}
-            self._candidates[worker] = ()
+            self._candidates = {**self._candidates, worker: ()}
+            self._weights[worker] = worker.address.weight
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a worker; leases on it are still to be released. Engine thread."""
+        self._forget_caches(worker)
+        with self._lock:
+            self._states = {each: state for each, state in self._states.items() if each is not worker}
+            self._draining, self.leaving = self._draining - {worker}, self.leaving - {worker}
+            self._fleets = {}
+            self._retire(self._candidates[worker])
+            self._candidates = {each: ones for each, ones in self._candidates.items() if each is not worker}
+            for known in (self._pools, self._weights):
+                known.pop(worker, None)
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
 
     def publish(self, worker: Worker, state: WorkerState) -> None:
-        """Replace what is known of a worker."""
+        """Replace what is known of a worker; nothing happens when it has been removed."""
         with self._lock:
-            self._states = {**self._states, worker: state}
+            if worker not in self._states:
+                return
             if state.state == "ready":
                 self._admit(worker, state)
+                if worker in self._draining:
+                    state = replace(state, state="draining", reason="by an operator")
+            self._states = {**self._states, worker: state}
             self._fleets = {}
             listeners = list(self._listeners)
         if state.state in ("unfit", "lost"):
             self._forget_caches(worker)
         for listener in listeners:
             listener()
+
+    def drain(self, worker: Worker, draining: bool) -> None:
+        """Let a worker finish what it has and give it nothing new, or give it requests again."""
+        with self._lock:
+            state = self._states.get(worker)
+            if state is None:
+                return
+            self._draining = self._draining | {worker} if draining else self._draining - {worker}
+            self.leaving = self.leaving & self._draining
+        if state.state in ("ready", "draining"):
+            self.publish(worker, replace(state, state="ready", reason=""))
+
+    def leave(self, worker: Worker) -> None:
+        """Drain a worker for good: the watch removes it when it has nothing in flight."""
+        self.drain(worker, True)
+        with self._lock:
+            self.leaving = self.leaving | (self._draining & {worker})
+
+    def weight(self, worker: Worker) -> float:
+        return self._weights.get(worker, worker.address.weight)
+
+    def set_weight(self, worker: Worker, weight: float) -> None:
+        with self._lock:
+            if worker in self._states:
+                self._weights[worker] = weight
+            for candidate in self._candidates.get(worker, ()):
+                candidate.set_weight(weight)
+            self._fleets, self._rings = {}, {}
 
     def snapshot(self) -> dict[Worker, WorkerState]:
         """All workers; the dict is never changed."""
@@ -150,7 +204,7 @@ class Router:
         return self._candidates[worker]
 
     def in_flight(self, worker: Worker) -> int:
-        return sum(candidate.in_flight for candidate in self._candidates[worker])
+        return sum(candidate.in_flight for candidate in self._candidates.get(worker, ()))
 
     def ready_roles(self, model: str) -> set[str]:
         """Those that ready workers of `model` have."""
@@ -248,9 +302,10 @@ class Router:
         block_size = (state.info.kv_block_size if state.info else 0) or DEFAULT_BLOCK_SIZE
         is_told = state.info is not None and "kv_events" in state.info.features
         had = self._candidates[worker]
-        new = tuple(Candidate(worker, rank, self._slots + rank) for rank in range(len(had), ranks))
-        self._slots += len(new)
+        weight = self._weights[worker]
+        new = tuple(Candidate(worker, rank, self._new_slot(), weight) for rank in range(len(had), ranks))
         candidates = had[:ranks] + new
+        self._retire(had[ranks:])
         self._candidates = {**self._candidates, worker: candidates}
         self._pools[worker] = (state.model, state.role)
         index = self._indexes.setdefault((state.model, block_size), BlockIndex(block_size))
@@ -258,6 +313,17 @@ class Router:
             cache = self._caches.get(candidate)
             if self.policies.uses_blocks(state.model) and (cache is None or cache.index is not index):
                 self._caches[candidate] = Cache(index, candidate, is_told)
+
+    def _new_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def _retire(self, candidates: Iterable[Candidate]) -> None:
+        for candidate in candidates:
+            self._caches.pop(candidate, None)
+            self._free_slots.append(candidate.slot)
 
     def _forget_caches(self, worker: Worker) -> None:
         for candidate in self._candidates[worker]:

@@ -6,7 +6,7 @@ from typing import Any
 from engine_adapters.base import EngineInfo
 from gateway.routing.address import WorkerAddress
 
-STATES = ("starting", "ready", "suspect", "unfit", "lost")
+STATES = ("starting", "ready", "draining", "suspect", "unfit", "lost")
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,7 +273,7 @@ def test_sticky_assigns_to_the_least_loaded_and_moves_only_when_it_must() -> Non
 def test_sticky_keys_are_forgotten_when_idle_and_when_too_many() -> None:
     stickies = Stickies(idle_seconds=10, most=3)
     one, other = fleet_of(router_of("sticky", *"ab")).candidates
-    both = one.bit | other.bit
+    both = {one.slot: one, other.slot: other}
 
     assert stickies.home("a", one, both, now=0) is one
     assert stickies.home("a", other, both, now=9) is one

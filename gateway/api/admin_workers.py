@@ -1,0 +1,88 @@
+"""/admin/workers: workers that come and go while the gateway runs."""
+
+from typing import Any
+from urllib.parse import parse_qs
+
+from gateway.api.body import Fields, read_json
+from gateway.api.reply import Scope, Send, send_json
+from gateway.api.status import workers
+from gateway.errors import BadRequest, NotFound
+from gateway.generate import Gateway
+from gateway.http_loop import Receive
+from gateway.routing import MAX_WEIGHT, AddressError, Worker, WorkerAddress
+
+LEAST_WEIGHT = 0.001
+CHANGEABLE = ("draining", "weight")
+
+
+class AdminWorkers:
+    """GET all workers; POST `{"url": "step://host:port?weight=2", "name": …}` adds one, which is named after its URL
+    unless it is given a name."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            worker = self._add(await read_json(scope, receive, self._gateway))
+            await send_json(scope, send, described(self._gateway, worker), 201)
+        else:
+            await send_json(scope, send, {"workers": workers(self._gateway)})
+
+    def _add(self, fields: Fields) -> Worker:
+        try:
+            address = WorkerAddress.parse(fields.text("url"))
+        except AddressError as error:
+            raise BadRequest(str(error), param="url") from error
+        if address.model is not None and address.model not in self._gateway.models:
+            raise BadRequest(f"url names the model {address.model!r}, which is not served here", param="url")
+        name = fields.text("name") if fields.has("name") else str(address)
+        for worker in self._gateway.router.snapshot():
+            if worker.name == name:
+                raise BadRequest(f"there is a worker {name!r} already", param="name" if fields.has("name") else "url")
+        return self._gateway.engine.connect(address, name)
+
+
+class AdminWorker:
+    """One worker, by its name. PATCH `{"draining": true}` gives it nothing new and lets it finish what it has, false
+    takes that back; `{"weight": 2}` changes its share. DELETE removes it when it has finished what it has, or with
+    `?now=true` at once."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        worker = self._find(scope["path_params"]["name"])
+        if scope["method"] == "PATCH":
+            self._change(worker, await read_json(scope, receive, self._gateway))
+        elif scope["method"] == "DELETE":
+            self._remove(worker, parse_qs(scope["query_string"].decode("latin-1")).get("now") == ["true"])
+        await send_json(scope, send, described(self._gateway, worker))
+
+    def _find(self, name: str) -> Worker:
+        for worker in self._gateway.router.snapshot():
+            if worker.name == name:
+                return worker
+        raise NotFound(f"there is no worker {name!r}; GET /admin/workers lists them")
+
+    def _change(self, worker: Worker, fields: Fields) -> None:
+        """All or nothing."""
+        for name in fields.values:
+            if name not in CHANGEABLE:
+                fields.refuse(name, f"cannot be changed; {' and '.join(CHANGEABLE)} can")
+        weight = fields.number("weight", LEAST_WEIGHT, MAX_WEIGHT)
+        draining = fields.boolean("draining") if fields.has("draining") else None
+        if weight is not None:
+            self._gateway.router.set_weight(worker, weight)
+        if draining is not None:
+            self._gateway.router.drain(worker, draining)
+
+    def _remove(self, worker: Worker, now: bool) -> None:
+        self._gateway.router.leave(worker)
+        if now:
+            self._gateway.engine.disconnect(worker)
+
+
+def described(gateway: Gateway, worker: Worker) -> dict[str, Any]:
+    """As in the list; only its name once it is gone."""
+    return next((each for each in workers(gateway) if each["name"] == worker.name), {"name": worker.name})
