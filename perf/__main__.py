@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import decisions, executor, peers, profile, requests, routing, streaming
+from perf import chats, decisions, executor, peers, profile, requests, routing, streaming
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
     "requests": (requests.main, "CPU of the gateway per one-token request, streamed and not, beside a bare ASGI app"),
     "routing": (routing.main, "TTFT, hit rate and load spread of each policy, on executors in simulated time"),
+    "chats": (chats.main, "the same, smaller, with real processes"),
     "decisions": (decisions.main, "routing decisions a second, by policy, workers and threads; and the block index"),
     "peers": (
         peers.main,
