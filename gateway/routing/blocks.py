@@ -56,6 +56,11 @@ class CachedBlocks:
         self.stored: dict[int, int] = {}
         self.predicted: dict[int, float] = {}
 
+    def bound(self, limit: int) -> None:
+        """It has room for no more than that."""
+        self.limit = limit
+        self.capacity = min(self.capacity, limit)
+
 
 class Holders(dict[int, int]):
     """The bits of who has a block, by its key; none for other keys.
@@ -137,10 +142,10 @@ class BlockIndex:
 
     def expected(self, blocks: CachedBlocks, keys: Iterable[int], now: float) -> int:
         """How many of a prompt's blocks must be cached there if predictions are right: those read long enough ago."""
-        settled = now - SETTLED_SECONDS
+        settled, predicted = now - SETTLED_SECONDS, blocks.predicted
         count = 0
         for key in keys:
-            if blocks.predicted.get(key, now) > settled:
+            if key not in predicted or predicted[key] > settled:  # not `get`: HTTP loops made the keys
                 break
             count += 1
         return count

@@ -48,6 +48,10 @@ class Query:
             keys = self._keys[block_size] = block_keys(self.token_ids, block_size, self.seed)
         return keys
 
+    def reusable_keys(self, block_size: int) -> list[int]:
+        """Those of the blocks that can come from a cache: the last token must be read, the first answer follows it."""
+        return self.keys(block_size)[: (self.tokens - 1) // block_size]
+
 
 class Turns:
     """Numbers, each once."""

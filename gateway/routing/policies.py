@@ -43,8 +43,7 @@ def cache_aware(fleet: Fleet, query: Query) -> Candidate:
     best_cost = best.load + tokens / best.weight
     query.cached_tokens = 0
     for index in fleet.indexes:
-        keys = query.keys(index.block_size)[: (tokens - 1) // index.block_size]
-        for blocks, bits in index.matches(keys, fleet.available):
+        for blocks, bits in index.matches(query.reusable_keys(index.block_size), fleet.available):
             cached = blocks * index.block_size
             missing = tokens - cached
             if missing / fleet.heaviest >= best_cost:

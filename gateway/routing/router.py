@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from engine_adapters.base import KvEvent, KvStored, Load, RankLoad
 from gateway.errors import Unavailable
-from gateway.routing.blocks import BlockIndex, CachedBlocks, seed_for
+from gateway.routing.blocks import PREDICTED_BLOCKS, BlockIndex, CachedBlocks, seed_for
 from gateway.routing.candidate import Candidate
 from gateway.routing.fleet import Fleet, Memory, Query
 from gateway.routing.policies import Choose, Policies
@@ -69,9 +69,10 @@ class Lease:
         cache = self._router.cache_of(self.candidate)
         if cache is not None:
             now = self._router.now()
-            keys = self._query.keys(cache.index.block_size)
-            self._expected = 0 if cache.is_told else cache.index.expected(cache.blocks, keys, now)
-            self._new = cache.index.predict(cache.blocks, keys, now)
+            size, index, blocks = cache.index.block_size, cache.index, cache.blocks
+            if not cache.is_told:
+                self._expected = index.expected(blocks, self._query.reusable_keys(size), now)
+            self._new = index.predict(blocks, self._query.keys(size), now)
 
     def ended(self, cached_tokens: int) -> None:
         """The engine has said how much of the prompt was cached."""
@@ -95,9 +96,7 @@ class Cache:
     def __init__(self, index: BlockIndex, candidate: Candidate, is_told: bool) -> None:
         self.index = index
         self.is_told = is_told
-        self.blocks = CachedBlocks(candidate.bit)
-        if is_told:
-            self.blocks.limit = self.blocks.capacity = RECENT_BLOCKS
+        self.blocks = CachedBlocks(candidate.bit, RECENT_BLOCKS if is_told else PREDICTED_BLOCKS)
 
 
 class Router:
@@ -259,7 +258,7 @@ class Router:
         for candidate in candidates:
             cache = self._caches.get(candidate)
             if cache is not None and not cache.is_told and load.kv_tokens_total:
-                cache.blocks.limit = load.kv_tokens_total // len(candidates) // cache.index.block_size
+                cache.blocks.bound(load.kv_tokens_total // len(candidates) // cache.index.block_size)
 
     def note_kv_events(self, worker: Worker, events: Iterable[KvEvent], is_first: bool) -> int:
         """How an engine's prefix cache changes; returns how many events made no sense. Engine thread."""

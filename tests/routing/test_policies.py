@@ -176,6 +176,31 @@ def test_cache_aware_predicts_where_engines_do_not_tell() -> None:
     assert list(one_after_the_other(router, 8).values()) == [8]
 
 
+def test_predictions_are_corrected_by_what_was_cached() -> None:
+    now = [0.0]
+    router = Router(Policies(), lambda: now[0])
+    worker = add(router, "a", features=frozenset())
+    (candidate,) = router.candidates(worker)
+    cache = router.cache_of(candidate)
+    assert cache is not None
+
+    def answered(cached_tokens: int) -> None:
+        now[0] += 10
+        held = lease(router, LONG)
+        held.sent()
+        held.begin()
+        held.ended(cached_tokens)
+        held.release()
+
+    router.report(worker, Load(kv_tokens_total=4000))
+    assert cache.blocks.capacity == 1000, "no more than the engine has room for"
+    answered(0)
+    answered(len(LONG) // 4 - BLOCK_SIZE)
+    assert cache.blocks.capacity == 1000, "the last block is never taken from a cache"
+    answered(0)
+    assert cache.blocks.capacity < 250, "it caches less than was believed"
+
+
 def test_prompts_under_another_salt_or_lora_have_nothing_in_common() -> None:
     router = router_of("cache_aware", *"ab", features=frozenset())
     first = router.lease("demo", set(), Query(LONG, (0, "")))
