@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from gateway.routing.blocks import BlockIndex, block_keys, seed_for
-from gateway.routing.candidate import Board, Candidate
+from gateway.routing.candidate import Candidate, Tally
 from gateway.routing.ring import Ring
 
 SAMPLE = 16
 """As many of a group are looked at: the best of them is among the best sixth with a chance of 95 %, whatever
 its size."""
+
+
+LEAST_OF = 32
+"""As many, and at most twice as many, are compared to find the least loaded. Many gateways that look at the same old
+reports do not all find the same one, where there are more."""
 
 
 class Query:
@@ -135,6 +140,7 @@ class Memory:
         self.turns = Turns()
         self.stickies = Stickies()
         self.lengths = Lengths()
+        self.tally = Tally()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,32 +151,39 @@ class Fleet:
     candidates: tuple[Candidate, ...]
     available: int
     by_slot: dict[int, Candidate]
-    board: Board
     ring: Ring
     indexes: tuple[BlockIndex, ...]
     memory: Memory
+    weight: float
     heaviest: float
 
     @classmethod
     def of(
         cls, candidates: tuple[Candidate, ...], ring: Ring, indexes: tuple[BlockIndex, ...], memory: Memory
     ) -> "Fleet":
-        """Its board hears of nothing until it is entered with the candidates."""
         return cls(
             candidates=candidates,
             available=sum(candidate.bit for candidate in candidates),
             by_slot={candidate.slot: candidate for candidate in candidates},
-            board=Board(candidates),
             ring=ring,
             indexes=indexes,
             memory=memory,
+            weight=sum(candidate.weight for candidate in candidates),
             heaviest=max(candidate.weight for candidate in candidates),
         )
 
-    @property
     def least(self) -> Candidate:
-        """Who has the least load."""
-        return self.board.least
+        """Who has the least load, and among equals was chosen the longest ago. Of a large fleet, of every so many."""
+        candidates = self.candidates
+        stride = len(candidates) // LEAST_OF
+        if stride > 1:
+            candidates = candidates[int(random.random() * stride) :: stride]
+        best, least = candidates[0], candidates[0].load
+        for candidate in candidates:
+            load = candidate.load
+            if load < least or (load == least and candidate.turn < best.turn):
+                best, least = candidate, load
+        return best
 
     def some(self, bits: int) -> Iterator[Candidate]:
         """Those of `bits`, or SAMPLE of them when they are more."""

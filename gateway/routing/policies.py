@@ -29,7 +29,7 @@ def power_of_two(fleet: Fleet, query: Query) -> Candidate:
 
 
 def least_load(fleet: Fleet, query: Query) -> Candidate:
-    return fleet.least
+    return fleet.least()
 
 
 def cache_aware(fleet: Fleet, query: Query) -> Candidate:
@@ -38,7 +38,7 @@ def cache_aware(fleet: Fleet, query: Query) -> Candidate:
     A cached token is worth a waiting one, so affinity yields to load by degrees. Only the least loaded of all and some
     of those who have more of the prompt cached need to be compared.
     """
-    best = least = fleet.least
+    best = least = fleet.least()
     tokens = query.tokens
     best_cost = best.load + tokens / best.weight
     query.cached_tokens = 0
@@ -60,16 +60,16 @@ def prefix_hash(fleet: Fleet, query: Query) -> Candidate:
 
 
 def consistent_hashing(fleet: Fleet, query: Query) -> Candidate:
-    return bounded(fleet, query.routing_key.encode()) if query.routing_key else fleet.least
+    return bounded(fleet, query.routing_key.encode()) if query.routing_key else fleet.least()
 
 
 def bounded(fleet: Fleet, key: bytes) -> Candidate:
     """The first on the ring from `key` on that has not much more than its share of the requests in flight."""
-    share = BOUND * (fleet.board.in_flight + 1) / fleet.board.weight
+    share = BOUND * (fleet.memory.tally.in_flight + 1) / fleet.weight
     for candidate in fleet.ring.walk(key):
         if candidate.bit & fleet.available and candidate.in_flight < max(1.0, share * candidate.weight):
             return candidate
-    return fleet.least
+    return fleet.least()
 
 
 def bucket(fleet: Fleet, query: Query) -> Candidate:
@@ -88,8 +88,8 @@ def bucket(fleet: Fleet, query: Query) -> Candidate:
 
 def sticky(fleet: Fleet, query: Query) -> Candidate:
     if not query.routing_key:
-        return fleet.least
-    return fleet.memory.stickies.home(query.routing_key, fleet.least, fleet.by_slot)
+        return fleet.least()
+    return fleet.memory.stickies.home(query.routing_key, fleet.least(), fleet.by_slot)
 
 
 def passthrough(fleet: Fleet, query: Query) -> Candidate:

@@ -1,8 +1,8 @@
 """The router: hands out leases on ready workers, each by the policy of its model and role.
 
 Threads: every HTTP loop leases and releases, the engine thread publishes states and reports loads and cached blocks,
-the watch reads. `_lock` guards `_states` and `_fleets` (replaced whole or entry by entry), the candidates' counts and
-`_turn`, for arithmetic only; policies decide without it. What is cached is the engine thread's (blocks.py).
+the watch reads. `_lock` guards what changes when workers come, go or change their state, and who reads that finds dicts
+that are replaced whole; leases take no lock but the chosen candidate's. What is cached is the engine thread's.
 """
 
 import threading
@@ -59,10 +59,10 @@ class Lease:
     def begin(self) -> None:
         if not self.has_begun:
             self.has_begun = True
-            self._router.begin(self.candidate, self.tokens)
+            self.candidate.begin(self.tokens)
 
     def release(self) -> None:
-        self._router.release(self.candidate, 0 if self.has_begun else self.tokens, self._query.answers, self.has_begun)
+        self.candidate.give_back(self._query.answers, None if self.has_begun else self.tokens)
 
     def sent(self) -> None:
         """The request is on its way, and its prompt is going to be cached."""
@@ -116,12 +116,10 @@ class Router:
         self._slots = 0
         self._free_slots: list[int] = []
         self._fleets: dict[Pool, tuple[Fleet, Choose]] = {}
-        self._boarded: dict[Pool, Fleet] = {}
         self._rings: dict[Pool, Ring] = {}
         self._memories: dict[Pool, Memory] = {}
         self._indexes: dict[tuple[str, int], BlockIndex] = {}
         self._caches: dict[Candidate, Cache] = {}
-        self._turn = 0
         self._listeners: set[Callable[[], None]] = set()
 
     def __repr__(self) -> str:
@@ -136,7 +134,6 @@ class Router:
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker; leases on it are still to be released. Engine thread."""
-        self._forget_caches(worker)
         with self._lock:
             self._states = {each: state for each, state in self._states.items() if each is not worker}
             self._draining, self.leaving = self._draining - {worker}, self.leaving - {worker}
@@ -229,32 +226,17 @@ class Router:
         fleet, choose = fleets[pool] if pool in fleets else self._new_fleet(model, role)
         candidate = choose(without(tried, fleet) if tried else fleet, query)
         lease = Lease(self, candidate, query, role)
-        with self._lock:
-            self._turn += 1
-            candidate.take(lease.tokens, query.answers, self._turn)
+        candidate.take(lease.tokens, query.answers, self.now())
         if role == "decode":
             lease.begin()  # its prompt has been read elsewhere
         return lease
 
-    def begin(self, candidate: Candidate, tokens: int) -> None:
-        """Lease's."""
-        with self._lock:
-            candidate.begin(tokens)
-
-    def release(self, candidate: Candidate, tokens: int, answers: int, has_begun: bool) -> None:
-        """Lease's."""
-        with self._lock:
-            if not has_begun:
-                candidate.begin(tokens)
-            candidate.give_back(answers)
-
     def report(self, worker: Worker, load: Load) -> None:
         """What an engine says of itself. Engine thread."""
         candidates = self._candidates[worker]
-        with self._lock:
-            ranks: Sequence[Load | RankLoad] = load.ranks or (load,)
-            for candidate, rank_load in zip(candidates, ranks, strict=False):
-                candidate.note(rank_load)
+        ranks: Sequence[Load | RankLoad] = load.ranks or (load,)
+        for candidate, rank_load in zip(candidates, ranks, strict=False):
+            candidate.note(rank_load)
         for candidate in candidates:
             cache = self._caches.get(candidate)
             if cache is not None and not cache.is_told and load.kv_tokens_total:
@@ -300,13 +282,17 @@ class Router:
         ranks = state.info.dp_size if state.info else 1
         block_size = (state.info.kv_block_size if state.info else 0) or DEFAULT_BLOCK_SIZE
         is_told = state.info is not None and "kv_events" in state.info.features
+        pool = (state.model, state.role)
         had = self._candidates[worker]
-        weight = self._weights[worker]
-        new = tuple(Candidate(worker, rank, self._new_slot(), weight) for rank in range(len(had), ranks))
+        if self._pools.get(worker, pool) != pool:
+            self._retire(had)
+            had = ()
+        weight, tally = self._weights[worker], self._memories.setdefault(pool, Memory()).tally
+        new = tuple(Candidate(worker, rank, self._new_slot(), weight, tally) for rank in range(len(had), ranks))
         candidates = had[:ranks] + new
         self._retire(had[ranks:])
         self._candidates = {**self._candidates, worker: candidates}
-        self._pools[worker] = (state.model, state.role)
+        self._pools[worker] = pool
         index = self._indexes.setdefault((state.model, block_size), BlockIndex(block_size))
         for candidate in candidates:
             cache = self._caches.get(candidate)
@@ -321,7 +307,9 @@ class Router:
 
     def _retire(self, candidates: Iterable[Candidate]) -> None:
         for candidate in candidates:
-            self._caches.pop(candidate, None)
+            cache = self._caches.pop(candidate, None)
+            if cache is not None:
+                cache.index.clear(cache.blocks)
             self._free_slots.append(candidate.slot)
 
     def _forget_caches(self, worker: Worker) -> None:
@@ -345,17 +333,8 @@ class Router:
                 ring = self._rings[pool] = Ring(known)
             indexes = tuple(index for (name, _), index in self._indexes.items() if name == model)
             fleet = Fleet.of(ready, ring, indexes, self._memories.setdefault(pool, Memory()))
-            self._replace_board(self._boarded.get(pool), fleet)
-            self._boarded[pool] = fleet
             entry = self._fleets[pool] = fleet, self.policies.policy_for(model, role).choose
         return entry
-
-    def _replace_board(self, before: Fleet | None, after: Fleet) -> None:
-        if before is not None:
-            for candidate in before.candidates:
-                candidate.leave(before.board)
-        for place, candidate in enumerate(after.candidates):
-            candidate.enter(after.board, place)
 
 
 def candidates_of(

@@ -1,24 +1,27 @@
-"""Candidates' loads and the tournament among them."""
+"""Candidates' loads, and who has the least."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_adapters.base import RankLoad
-from gateway.routing.candidate import REQUEST_TOKENS, Board, Candidate
+from gateway.routing.candidate import REQUEST_TOKENS, Candidate
+from gateway.routing.fleet import LEAST_OF, Fleet, Memory
 from gateway.routing.policies import load_of
+from gateway.routing.ring import Ring
 from tests.routing.workers import Worker, WorkerAddress
 
 
 def candidate(slot: int = 0, weight: float = 1.0) -> Candidate:
-    return Candidate(Worker(f"w{slot}", WorkerAddress("step", "w", 1, weight=weight), None), 0, slot)
+    return Candidate(Worker(f"w{slot}", WorkerAddress("step", "w", 1), None), 0, slot, weight, MEMORY.tally)
 
 
-def board_of(weights: list[float]) -> tuple[Board, list[Candidate]]:
-    candidates = [candidate(slot, weight) for slot, weight in enumerate(weights)]
-    board = Board(tuple(candidates))
-    for place, each in enumerate(candidates):
-        each.enter(board, place)
-    return board, candidates
+MEMORY = Memory()
+
+
+def fleet_of(weights: list[float]) -> Fleet:
+    candidates = tuple(candidate(slot, weight) for slot, weight in enumerate(weights))
+    return Fleet.of(candidates, Ring(candidates), (), MEMORY)
 
 
 WEIGHTS = st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=9)
@@ -27,10 +30,11 @@ CHANGES = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3), st.integers(0
 
 @given(WEIGHTS, CHANGES)
 @settings(max_examples=100, deadline=None)
-def test_the_board_shows_who_has_the_least_load_whatever_happens(
+def test_it_is_known_who_has_the_least_load_whatever_happens(
     weights: list[float], changes: list[tuple[int, int, int]]
 ) -> None:
-    board, candidates = board_of(weights)
+    fleet = fleet_of(weights)
+    candidates = fleet.candidates
     running: list[tuple[Candidate, int, bool]] = []
     for turn, (number, kind, tokens) in enumerate(changes, 1):
         one = candidates[number % len(candidates)]
@@ -41,29 +45,26 @@ def test_the_board_shows_who_has_the_least_load_whatever_happens(
             one.note(RankLoad(number, tokens % 5, tokens, 500))
         else:
             one, tokens, has_begun = running.pop(number % len(running))
-            if not has_begun:
-                one.begin(tokens)
             if kind == 2 and not has_begun:
+                one.begin(tokens)
                 running.append((one, tokens, True))
             else:
-                one.give_back(1)
-        assert load_of(board.least) == min(map(load_of, candidates))
-        assert board.in_flight == sum(each.in_flight for each in candidates) == len(running)
+                one.give_back(1, None if has_begun else tokens)
+        assert load_of(fleet.least()) == min(map(load_of, candidates))
+        assert MEMORY.tally.in_flight == sum(each.in_flight for each in candidates) == len(running)
 
     for one, tokens, has_begun in running:
-        if not has_begun:
-            one.begin(tokens)
-        one.give_back(1)
+        one.give_back(1, None if has_begun else tokens)
     for one in candidates:
         one.note(RankLoad())
         assert (one.in_flight, one.answers, one.reading, one.load) == (0, 0, 0, 0)
 
 
 def test_idle_candidates_take_turns() -> None:
-    board, candidates = board_of([1.0] * 5)
+    fleet = fleet_of([1.0] * 5)
     chosen = []
     for turn in range(1, 11):
-        least = board.least
+        least = fleet.least()
         least.take(10, 1, turn)
         least.begin(10)
         least.give_back(1)
@@ -71,6 +72,19 @@ def test_idle_candidates_take_turns() -> None:
 
     assert sorted(chosen[:5]) == [0, 1, 2, 3, 4]
     assert chosen[:5] == chosen[5:]
+
+
+@pytest.mark.parametrize("count", [LEAST_OF, 2 * LEAST_OF - 1, 100, 2048])
+def test_in_a_large_fleet_the_least_of_some_is_found_and_everybody_has_a_chance(count: int) -> None:
+    fleet = fleet_of([1.0] * count)
+    for number, each in enumerate(fleet.candidates):
+        each.note(RankLoad(running=number))
+
+    found = {fleet.least().slot for _ in range(1000)}
+
+    stride = count // LEAST_OF
+    assert found == set(range(stride)), "the best of each group"
+    assert stride > 1 or found == {0}
 
 
 def test_load_counts_what_waits_to_be_read_and_what_runs_for_the_weight() -> None:

@@ -52,7 +52,7 @@ def stored(router: Router, worker: Worker, token_ids: bytes, dp_rank: int = 0) -
 def test_every_policy_serves_fleets_of_any_size_and_gives_all_back(name: str, workers: int) -> None:
     router = router_of(name, *map(str, range(workers)), dp_size=2)
     held = [lease(router, prompt(*range(number)), f"key {number}") for number in range(1, 100)]
-    assert fleet_of(router).board.in_flight == len(held)
+    assert fleet_of(router).memory.tally.in_flight == len(held)
 
     for number, each in enumerate(held):
         if number % 2:
@@ -61,7 +61,7 @@ def test_every_policy_serves_fleets_of_any_size_and_gives_all_back(name: str, wo
 
     for candidate in fleet_of(router).candidates:
         assert (candidate.in_flight, candidate.answers, candidate.reading, candidate.load) == (0, 0, 0, 0)
-    assert fleet_of(router).board.in_flight == 0
+    assert fleet_of(router).memory.tally.in_flight == 0
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -440,6 +440,6 @@ def test_threads_that_hammer_it_lose_nothing(name: str) -> None:
         router.publish(worker, WorkerState("ready", model="demo", info=info(dp_size=2)))
         router.report(worker, Load())
     fleet = fleet_of(router)
-    assert len(fleet.candidates) == 8 and fleet.board.in_flight == 0
+    assert len(fleet.candidates) == 8 and fleet.memory.tally.in_flight == 0
     for candidate in fleet.candidates:
         assert (candidate.in_flight, candidate.answers, candidate.reading, candidate.load) == (0, 0, 0, 0)
