@@ -15,14 +15,16 @@ from gateway.decoder import AnswerDecoder
 from gateway.engines import EngineThread
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
-from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
+from gateway.metrics import RETRIES, STAGE, TOKEN_CACHE_LOOKUPS, TOKEN_CACHE_TOKENS, WIRE_FAULTS, Cells, Registry
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Router, Worker
 from gateway.streams import Stream, Take
 from gateway.threads import Supervisor
+from gateway.tokenizer import Encoder
 from gateway.types import (
     ChatInput,
+    Encoded,
     Event,
     GenerateRequest,
     Input,
@@ -44,6 +46,7 @@ class Gateway:
 
     config: Config
     models: dict[str, Model]
+    encoders: dict[str, Encoder]
     router: Router
     engine: EngineThread
     tokenize: Pool
@@ -76,7 +79,7 @@ async def generate(
 ) -> None:
     """Have `output` told what the model says, until it stops or is stopped; the last event is Usage."""
     model = gateway.model(request.model)
-    prompt = await prepare(gateway, model, request, record)
+    prompt = await prepare(gateway, loop, model, request, record)
     submission = submission_for(model, request, prompt)
     decoders = [AnswerDecoder(index, loop.tables[model.name], request.output) for index in range(request.n)]
     try:
@@ -131,13 +134,20 @@ def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]
         loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
 
 
-async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, record: RequestRecord) -> Prompt:
+async def prepare(
+    gateway: Gateway, loop: HttpLoop, model: Model, request: GenerateRequest, record: RequestRecord
+) -> Prompt:
     """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
     started = time.monotonic()
-    if request.input.characters < INLINE_CHARACTERS:
-        prompt = render_and_encode(model, request.input)
+    encoder, source = gateway.encoders[model.name], request.input
+    is_known = isinstance(source, TextInput) and encoder.knows(source.text)
+    if is_known or source.characters < INLINE_CHARACTERS:
+        prompt = render_and_encode(model, encoder, source, False)
     else:
-        prompt = await gateway.tokenize.run(render_and_encode, model, request.input)
+        prompt = await gateway.tokenize.run(render_and_encode, model, encoder, source, True)
+    if prompt.encoded is not None:
+        record.token_cache = prompt.encoded.outcome
+        count_lookup(loop.cells, model.name, prompt.encoded)
     if request.truncate_prompt_tokens is not None:
         prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
     record.prepared = time.monotonic()
@@ -149,14 +159,30 @@ async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, reco
     return prompt
 
 
-def render_and_encode(model: Model, source: Input) -> Prompt:
+def count_lookup(cells: Cells, model: str, encoded: Encoded) -> None:
+    if encoded.outcome == "off":
+        return
+    counts = (
+        ("prompt", "hit", encoded.outcome == "hit"),
+        ("prompt", "miss", encoded.outcome != "hit"),
+        ("segment", "hit", encoded.segment_hits),
+        ("segment", "miss", encoded.segment_misses),
+    )
+    for level, outcome, count in counts:
+        if count:
+            cells.add(TOKEN_CACHE_LOOKUPS, (model, level, outcome), count)
+    cells.add(TOKEN_CACHE_TOKENS, (model,), encoded.known_tokens)
+    cells.observe(STAGE, (model, "lookup"), encoded.lookup_seconds)
+
+
+def render_and_encode(model: Model, encoder: Encoder, source: Input, may_wait: bool) -> Prompt:
     if isinstance(source, TokensInput):
         return Prompt(source.token_ids)
     started = time.monotonic()
     text = source.text if isinstance(source, TextInput) else render(model, source)
     rendered = time.monotonic()
-    token_ids = model.tokenizer.encode(text)
-    return Prompt(token_ids, rendered - started, time.monotonic() - rendered)
+    encoded = encoder.encode(text, may_wait)
+    return Prompt(encoded.token_ids, rendered - started, time.monotonic() - rendered, encoded)
 
 
 def render(model: Model, source: ChatInput) -> str:

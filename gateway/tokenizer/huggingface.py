@@ -44,8 +44,16 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise tokenizer_file.TokenizerFileError(f"{path} cannot be loaded: {error}") from error
 
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's own; not to be changed."""
+        return self._tokenizer
+
     def encode(self, text: str) -> bytes:
-        """The ids of `text`, special tokens in it recognised, none added, as little-endian u32."""
+        """The ids of `text`, special tokens in it recognised, none added, as little-endian u32.
+
+        By the library, from beginning to end; what prompts go through is `Encoder`.
+        """
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return array("I", encoding.ids).tobytes()
 
