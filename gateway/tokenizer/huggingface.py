@@ -13,7 +13,7 @@ import tokenizers
 
 from engine_adapters import tokenizer_file
 from gateway.tokenizer.chat_template import ChatTemplate
-from gateway.tokenizer.detokenize import DetokenizerTable
+from gateway.tokenizer.detokenize import DetokenizerTable, Piece, piece_of
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -61,10 +61,10 @@ class Tokenizer:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def _pieces(self, vocabulary: dict[str, int]) -> list[bytes]:
-        pieces = [b""] * self.vocab_size
+    def _pieces(self, vocabulary: dict[str, int]) -> list[Piece]:
+        pieces: list[Piece] = [""] * self.vocab_size
         for token, token_id in vocabulary.items():
-            pieces[token_id] = _byte_level(token)
+            pieces[token_id] = piece_of(_byte_level(token))
         return pieces
 
 

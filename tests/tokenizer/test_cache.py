@@ -54,7 +54,7 @@ def test_it_takes_as_much_memory_as_it_says() -> None:
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert cache.bytes == pytest.approx(after - before, rel=0.15)
+    assert cache.bytes == pytest.approx(after - before, rel=0.25)
 
 
 def test_what_is_used_again_outlives_any_number_of_texts_seen_once() -> None:
