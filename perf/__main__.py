@@ -7,9 +7,17 @@ from collections.abc import Callable, Sequence
 from gateway.__main__ import check_version, switch_off_gil
 from perf import profile, requests, streaming
 
+
+def text(arguments: Sequence[str]) -> None:
+    from perf import text  # not above: it loads tokenizers, which warns before the GIL is off
+
+    text.main(arguments)
+
+
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
     "requests": (requests.main, "CPU of the gateway per one-token request, streamed and not, beside a bare ASGI app"),
+    "text": (text, "the text path: prompts from JSON to ids with and without the token cache, tokens to events"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
 

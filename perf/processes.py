@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,13 @@ def word_simulator(*options: str) -> Iterator[Process]:
 
 
 @contextmanager
-def gateway(worker: Process, options: argparse.Namespace, *launcher: str) -> Iterator[Process]:
+def gateway(
+    worker: Process, options: argparse.Namespace, *launcher: str, settings: Sequence[str] = ()
+) -> Iterator[Process]:
     """A gateway before `worker`; `launcher` is another module to start it, and what that wants before our options."""
     chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
     fixed = ["--worker", f"step://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
-    with _started(*launcher or ("gateway",), *fixed, *chosen) as popen:
+    with _started(*launcher or ("gateway",), *fixed, *chosen, *settings) as popen:
         yield Process(popen, _port_of(_first_line(popen)))
 
 

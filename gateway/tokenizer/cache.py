@@ -171,8 +171,10 @@ class Space:
 
     def get(self, text: str) -> bytes | None:
         """The ids of a text, if they are known."""
-        entry = self._texts[hash(text) & self._mask].get(text)
-        if entry is None:
+        try:
+            # Not dict.get: on 3.13t it takes 20 µs where another thread has made the key that is found.
+            entry = self._texts[hash(text) & self._mask][text]
+        except KeyError:
             return None
         if entry.uses < MAX_USES:
             entry.uses += 1
@@ -223,8 +225,8 @@ class Space:
         for text in dict.fromkeys(texts):
             number = hash(text) & self._mask
             with self._shards[number].lock:
-                if (entry := self._texts[number].get(text)) is not None:
-                    found[text] = entry.ids
+                if text in self._texts[number]:
+                    found[text] = self._texts[number][text].ids
                 elif (other := self._flights[number].setdefault(text, flight)) is flight or not may_wait:
                     mine.append(text)
                 else:
