@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from engine_adapters.base import Finish, FinishReason
 from gateway.errors import BadRequest, EngineFailed
-from gateway.parsers.stop import StopScanner
+from gateway.parsers.stop import StopScanner, StopStrings
 from gateway.tokenizer import DetokenizerTable
 from gateway.types import Finished, OutputOptions
 
@@ -12,15 +12,18 @@ FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 class AnswerDecoder:
-    """Belongs to one answer of one request. After `finished` is set it must not be fed."""
+    """Belongs to one answer of one request; `stops` are the stop strings of `options`.
+
+    After `finished` is set it must not be fed.
+    """
 
     __slots__ = ("_detokenizer", "_index", "_options", "_scanner", "finish", "finished", "tokens")
 
-    def __init__(self, index: int, table: DetokenizerTable, options: OutputOptions) -> None:
+    def __init__(self, index: int, table: DetokenizerTable, options: OutputOptions, stops: StopStrings) -> None:
         self._index = index
         self._options = options
         self._detokenizer = table.new(options.skip_special_tokens)
-        self._scanner = StopScanner(options.stop, options.include_stop)
+        self._scanner = StopScanner(stops, options.include_stop)
         self.tokens = 0
         self.finish: Finish | None = None
         self.finished: Finished | None = None

@@ -18,7 +18,7 @@ from engine_adapters.step.client import StepClient
 from gateway import config
 from gateway.model import Model, load_models
 from gateway.routing import WorkerAddress
-from gateway.tokenizer import ChatTemplate, RequestTemplates, Tokenizer
+from gateway.tokenizer import ChatTemplate, RequestTemplates, Structure, Tokenizer
 from gateway.tokenizer.tokenizer_files import find_tokenizer
 
 PACKAGES = {
@@ -166,6 +166,7 @@ def tokenizer_speed(model: Model) -> dict[str, Any]:
         "threads": cores,
         "all_threads_mb_per_s": round(together, 2),
         "scaling": round(together / alone, 2),
+        "shortcuts": Structure(model.tokenizer.library).report(),
     }
 
 
@@ -229,7 +230,8 @@ def in_words(report: dict[str, Any]) -> str:
     lines += [package_line(package) for package in report["packages"]]
     lines += ["", "Models", *(line for each in report["models"] for line in model_lines(each))]
     lines += ["", "Tokenizers"]
-    lines += [speed_line(each) for each in report["tokenizers"]]
+    for each in report["tokenizers"]:
+        lines += [speed_line(each), *(f"    {name}: {finding}" for name, finding in each["shortcuts"].items())]
     lines += ["", "Workers"] if report["workers"] else []
     lines += [f"  {each['worker']}: {each['problem'] or 'reached, ' + each['engine']}" for each in report["workers"]]
     lines += ["", *(f"PROBLEM: {problem}" for problem in report["problems"] or ())]

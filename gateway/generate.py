@@ -16,14 +16,17 @@ from gateway.engines import EngineThread
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
 from gateway.leg import Leg
-from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
+from gateway.metrics import RETRIES, STAGE, TOKEN_CACHE_LOOKUPS, TOKEN_CACHE_TOKENS, WIRE_FAULTS, Cells, Registry
 from gateway.model import Model
+from gateway.parsers.stop import StopStrings
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Router, Worker
 from gateway.streams import Take
 from gateway.threads import Supervisor
+from gateway.tokenizer import Encoder
 from gateway.types import (
     ChatInput,
+    Encoded,
     Event,
     GenerateRequest,
     Input,
@@ -37,6 +40,9 @@ from gateway.types import (
 )
 
 ATTEMPTS = 3
+INLINE_STOP_CHARACTERS = 500
+"""With more of them, making the automaton of the stop strings would hold the loop up for more than half a
+millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class Gateway:
     config: Config
     models: dict[str, Model]
     adapters: dict[str, Model]
+    encoders: dict[str, Encoder]
     router: Router
     engine: EngineThread
     tokenize: Pool
@@ -80,9 +87,10 @@ async def generate(
     What `output` holds back at the end is for the caller to flush: the end of a stream is one write.
     """
     model = gateway.model(request.model)
-    prompt = await prepare(gateway, model, request, record)
+    prompt = await prepare(gateway, loop, model, request, record)
     submission = submission_for(model, request, prompt)
-    decoders = [AnswerDecoder(index, loop.tables[model.name], request.output) for index in range(request.n)]
+    stops = await stop_strings(gateway, request.output.stop)
+    decoders = [AnswerDecoder(index, loop.tables[model.name], request.output, stops) for index in range(request.n)]
     try:
         async with Attempts(gateway, loop, model, submission, record) as stream:
             answering = Answering(decoders, record, output, stream.drop)
@@ -97,6 +105,12 @@ async def generate(
     first = decoders[0].finish
     prompt_logprobs = first.prompt_logprobs if first else None
     output.put(Usage(prompt.length, record.completion_tokens, record.cached_tokens, prompt_logprobs))
+
+
+async def stop_strings(gateway: Gateway, stops: tuple[str, ...]) -> StopStrings:
+    if sum(map(len, stops)) < INLINE_STOP_CHARACTERS:
+        return StopStrings(stops)
+    return await gateway.tokenize.run(StopStrings, stops)
 
 
 class Answering:
@@ -137,13 +151,20 @@ def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]
         loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
 
 
-async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, record: RequestRecord) -> Prompt:
+async def prepare(
+    gateway: Gateway, loop: HttpLoop, model: Model, request: GenerateRequest, record: RequestRecord
+) -> Prompt:
     """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
     started = time.monotonic()
-    if request.input.characters < INLINE_CHARACTERS:
-        prompt = render_and_encode(model, request.input)
+    encoder, source = gateway.encoders[model.served_by], request.input
+    is_known = isinstance(source, TextInput) and encoder.knows(source.text)
+    if is_known or source.characters < INLINE_CHARACTERS:
+        prompt = render_and_encode(model, encoder, source, False)
     else:
-        prompt = await gateway.tokenize.run(render_and_encode, model, request.input)
+        prompt = await gateway.tokenize.run(render_and_encode, model, encoder, source, True)
+    if prompt.encoded is not None:
+        record.token_cache = prompt.encoded.outcome
+        count_lookup(loop.cells, model.name, prompt.encoded)
     if request.truncate_prompt_tokens is not None:
         prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
     record.prepared = time.monotonic()
@@ -155,16 +176,33 @@ async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, reco
     return prompt
 
 
-def render_and_encode(model: Model, source: Input) -> Prompt:
+def count_lookup(cells: Cells, model: str, encoded: Encoded) -> None:
+    if encoded.outcome == "off":
+        return
+    counts = (
+        ("prompt", "hit", encoded.outcome == "hit"),
+        ("prompt", "miss", encoded.outcome != "hit"),
+        ("segment", "hit", encoded.segment_hits),
+        ("segment", "miss", encoded.segment_misses),
+    )
+    for level, outcome, count in counts:
+        if count:
+            cells.add(TOKEN_CACHE_LOOKUPS, (model, level, outcome), count)
+    cells.add(TOKEN_CACHE_TOKENS, (model,), encoded.known_tokens)
+    cells.observe(STAGE, (model, "lookup"), encoded.lookup_seconds)
+
+
+def render_and_encode(model: Model, encoder: Encoder, source: Input, may_wait: bool) -> Prompt:
     if isinstance(source, TokensInput):
         return Prompt(source.token_ids)
     started = time.monotonic()
     text, opens_reasoning = (source.text, None) if isinstance(source, TextInput) else model.templates.render(source)
     rendered = time.monotonic()
-    token_ids = model.tokenizer.encode(text)
+    encoded = encoder.encode(text, may_wait)
+    token_ids = encoded.token_ids
     if source.add_special_tokens:
         token_ids = model.tokenizer.specials.around(token_ids)
-    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning)
+    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning, encoded)
 
 
 def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Submission:

@@ -35,6 +35,8 @@ from gateway.metrics import (
     GC_SECONDS,
     POOL_DEPTH,
     POOL_THREADS,
+    TOKEN_CACHE_BYTES,
+    TOKEN_CACHE_EVICTIONS,
     WORKER_IN_FLIGHT,
     WORKER_KV,
     WORKER_RUNNING,
@@ -48,6 +50,8 @@ from gateway.model import Model, load_adapters
 from gateway.pools import Pool
 from gateway.routing import STATES, Router, WorkerAddress
 from gateway.threads import Alarm, Supervisor
+from gateway.tokenizer import Encoder, Structure, TokenCache
+from gateway.tokenizer.cache import LEVELS
 from gateway.watch import Watch
 
 BACKLOG = 4096
@@ -71,17 +75,25 @@ class Server:
         registry, router = Registry(), Router()
         admit = functools.partial(admitted_model, models)
         cores = threading.Semaphore(os.cpu_count() or 1)
+        tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
+        cache = TokenCache(config.cache_mb << 20) if config.cache_mb else None
         self.gateway = Gateway(
             config=config,
             models=models,
             adapters=adapters,
+            encoders={
+                name: Encoder(model.tokenizer.library, Structure(model.tokenizer.library), cache, tokenize.share)
+                for name, model in models.items()
+            },
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
-            tokenize=Pool("tokenize", config.tokenize_threads, supervisor, cores),
+            tokenize=tokenize,
             registry=registry,
             supervisor=supervisor,
         )
         add_gauges(self.gateway)
+        if cache is not None:
+            add_cache_gauges(registry, cache)
         count_collections(registry.cells())
         self._watch = Watch(self.gateway)
         self.embedded = [] if workers else [self._embed(model) for model in models.values()]
@@ -285,6 +297,12 @@ def add_gauges(gateway: Gateway) -> None:
     registry.gauge(POOL_THREADS, lambda: [((gateway.tokenize.name,), gateway.tokenize.threads)])
     registry.gauge(POOL_DEPTH, lambda: [((gateway.tokenize.name,), gateway.tokenize.depth)])
     registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
+
+
+def add_cache_gauges(registry: Registry, cache: TokenCache) -> None:
+    levels = [(level,) for level in LEVELS]
+    registry.gauge(TOKEN_CACHE_BYTES, lambda: zip(levels, cache.bytes_by_level(), strict=True))
+    registry.gauge(TOKEN_CACHE_EVICTIONS, lambda: zip(levels, cache.evictions_by_level(), strict=True))
 
 
 def kv_use(load: Load) -> float:

@@ -105,6 +105,23 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text's token ids, as little-endian u32, and how they came about.
+
+    `outcome` is "hit" (the token cache knew the whole text), "part" (some of its segments), "miss", or "off".
+    `known_tokens` came from the cache. Segments are not counted where the whole text was known.
+    """
+
+    token_ids: bytes
+    outcome: str
+    known_tokens: int
+    segment_hits: int
+    segment_misses: int
+    lookup_seconds: float
+    encode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A rendered and tokenized input. `token_ids` is little-endian u32, ready for the wire."""
 
@@ -113,6 +130,8 @@ class Prompt:
     tokenize_seconds: float = 0.0
     opens_reasoning: str | None = None
     """The marker, such as `<think>`, of a reasoning block that the prompt opens and leaves to the model to close."""
+    encoded: Encoded | None = None
+    """None for a prompt that came as tokens."""
 
     @property
     def length(self) -> int:
@@ -189,6 +208,8 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    token_cache: str = ""
+    """What `Encoded.outcome` said of the prompt."""
     status: int = 0
     """0 until the response has begun."""
     is_streaming: bool = False

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from engine_adapters.base import Finish, FinishReason
 from gateway.decoder import AnswerDecoder, finish_reason
 from gateway.errors import BadRequest, EngineFailed
+from gateway.parsers.stop import StopStrings
 from gateway.tokenizer import Tokenizer
 from gateway.types import Finished, OutputOptions
 from tests.demo_model import END_OF_TURN, TOKENIZER, ids_of
@@ -26,7 +27,7 @@ OPTIONS = st.builds(
 
 def decode(options: OutputOptions, pieces: list[list[int]], finish: Finish) -> tuple[str, Finished | None]:
     """All text, and how the answer ended; nothing is fed after that."""
-    decoder = AnswerDecoder(0, TABLE, options)
+    decoder = AnswerDecoder(0, TABLE, options, StopStrings(options.stop))
     text = ""
     for piece in pieces:
         text += decoder.feed(piece, None)
@@ -60,7 +61,7 @@ def test_text_and_end_do_not_depend_on_the_cuts(
 
 
 def test_a_stop_string_in_the_last_part_wins_over_the_engines_reason() -> None:
-    decoder = AnswerDecoder(3, TABLE, OutputOptions(stop=("END",)))
+    decoder = AnswerDecoder(3, TABLE, OutputOptions(), StopStrings(("END",)))
 
     assert decoder.feed(ids_of("the END of"), Finish(FinishReason.LENGTH)) == "the "
     assert decoder.finished == Finished(3, "stop", "END")
@@ -68,7 +69,7 @@ def test_a_stop_string_in_the_last_part_wins_over_the_engines_reason() -> None:
 
 def test_a_stop_string_may_be_completed_by_what_was_held_back() -> None:
     replacement = "\N{REPLACEMENT CHARACTER}"
-    decoder = AnswerDecoder(0, TABLE, OutputOptions(stop=(f"a{replacement}",)))
+    decoder = AnswerDecoder(0, TABLE, OutputOptions(), StopStrings((f"a{replacement}",)))
     fox = ids_of("🦊")
 
     assert decoder.feed([*ids_of("ba"), fox[0]], None) == "b"
@@ -77,7 +78,7 @@ def test_a_stop_string_may_be_completed_by_what_was_held_back() -> None:
 
 
 def test_the_engines_count_of_tokens_is_the_count_once_it_is_known() -> None:
-    decoder = AnswerDecoder(0, TABLE, OutputOptions())
+    decoder = AnswerDecoder(0, TABLE, OutputOptions(), StopStrings(()))
     decoder.feed(ids_of("one two"), None)
     assert decoder.completion_tokens == len(ids_of("one two"))
 

@@ -179,7 +179,7 @@ class CompletionAnswer(Answer):
     async def _echo(self, request: GenerateRequest, record: RequestRecord) -> tuple[GenerateRequest, str]:
         """The request with its prompt as the tokens it will be, and these as text."""
         model = self._gateway.model(request.model)
-        prompt = await prepare(self._gateway, model, request, record)
+        prompt = await prepare(self._gateway, self._loop, model, request, record)
         shown = memoryview(prompt.token_ids).cast("I")[hidden_tokens(model, request.input, prompt.token_ids) :]
         text = model.tokenizer.decode(shown.tolist(), skip_special_tokens=False)
         return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
@@ -260,6 +260,7 @@ STAGES_OF_THE_FIRST = (
     "tokenize_seconds",
     "queue_seconds",
     "handoff_seconds",
+    "token_cache",
 )
 """What the whole request waited for is what its first token waited for."""
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'

@@ -61,11 +61,17 @@ def stages(record: RequestRecord) -> dict[str, float]:
 
 
 def server_timing(record: RequestRecord) -> str:
-    """The stages a request has passed, as the header of that name has them: milliseconds each."""
+    """The stages a request has passed, as the header of that name has them: milliseconds each.
+
+    What the token cache knew of the prompt (hit, part, miss, off) is the description of `tokenize`.
+    """
     passed = stages(record)
     if record.first_token and record.last_token:
         passed["decode"] = record.last_token - record.first_token
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in passed.items())
+    entries = {name: f"{name};dur={seconds * 1000:.3f}" for name, seconds in passed.items()}
+    if record.token_cache:
+        entries["tokenize"] += f';desc="{record.token_cache}"'
+    return ", ".join(entries.values())
 
 
 async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:

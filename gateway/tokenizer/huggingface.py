@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 
 from engine_adapters import tokenizer_file
-from gateway.tokenizer.detokenize import DetokenizerTable
+from gateway.tokenizer.detokenize import DetokenizerTable, Piece, piece_of
 from gateway.tokenizer.special_tokens import SpecialTokens, read_special_tokens
 from gateway.tokenizer.tokenizer_files import load_tokenizer
 
@@ -46,8 +46,16 @@ class Tokenizer:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's own; not to be changed."""
+        return self._tokenizer
+
     def encode(self, text: str) -> bytes:
-        """The ids of `text`, special tokens in it recognised, none added, as little-endian u32."""
+        """The ids of `text`, special tokens in it recognised, none added, as little-endian u32.
+
+        By the library, from beginning to end; what prompts go through is `Encoder`.
+        """
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return array("I", encoding.ids).tobytes()
 
@@ -55,10 +63,10 @@ class Tokenizer:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def _pieces(self, vocabulary: dict[str, int]) -> list[bytes]:
-        pieces = [b""] * self.vocab_size
+    def _pieces(self, vocabulary: dict[str, int]) -> list[Piece]:
+        pieces: list[Piece] = [""] * self.vocab_size
         for token, token_id in vocabulary.items():
-            pieces[token_id] = _byte_level(token)
+            pieces[token_id] = piece_of(_byte_level(token))
         return pieces
 
 
