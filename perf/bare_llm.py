@@ -19,8 +19,14 @@ async def follow(result: Any, counts: list[int], index: int) -> None:
         counts[index] += 1
 
 
+async def read_stats(llm: Any) -> None:
+    async for _ in llm.get_stats_async(timeout=60):
+        pass
+
+
 async def measure(streams: int, tokens: int) -> float:
-    llm = LLM(model="bare")
+    llm = LLM(model="bare", enable_iter_perf_stats=True)
+    reading = asyncio.ensure_future(read_stats(llm))
     counts = [0] * streams
     params = [
         SamplingParams(end_id=0, max_tokens=tokens, temperature=1.0, ignore_eos=True, detokenize=False)
@@ -32,6 +38,7 @@ async def measure(streams: int, tokens: int) -> float:
         await asyncio.sleep(0.01)
     started, before = time.process_time_ns(), sum(counts)
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    reading.cancel()
     return (time.process_time_ns() - started) / 1000 / (sum(counts) - before)
 
 

@@ -91,6 +91,11 @@ def read_sampling(fields: Fields, model: Model) -> Sampling:
         presence_penalty=fields.number("presence_penalty", -2, 2) or None,
         repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
         logit_bias=read_logit_bias(fields, model),
+        top_p_min=fields.number("top_p_min", 0, 1) or None,
+        top_p_decay=fields.number("top_p_decay", 0.01, 1),
+        top_p_reset_id=fields.integer("top_p_reset_id", 0, model.tokenizer.vocab_size - 1),
+        no_repeat_ngram_size=fields.integer("no_repeat_ngram_size", 1, MAX_TOKENS),
+        bad_token_ids=read_token_ids(fields, "bad_token_ids", model),
     )
 
 

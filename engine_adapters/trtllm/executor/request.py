@@ -17,19 +17,21 @@ GOES_ON = ("length", "not_finished")
 
 
 class Request:
-    """`open` holds the answers whose end has not been told, `is_over` says that the engine has told all."""
+    """`open` holds the answers whose end has not been told, `is_over` says that the engine has told all.
+
+    `plain` is the engine's answer where there is only one, and its next tokens are all there is to tell before its end.
+    """
 
     __slots__ = (
-        "_answer",
-        "_counts",
-        "_is_plain",
+        "_only",
         "_stops",
+        "counts",
         "fault",
         "generation",
         "is_aborted",
-        "is_dirty",
         "is_over",
         "open",
+        "plain",
         "streams",
         "submission",
     )
@@ -42,12 +44,11 @@ class Request:
         self.generation = generation
         self.open = set(range(len(streams)))
         self.is_aborted = False
-        self.is_dirty = False
         self.is_over = False
         self.fault: RequestFault | None = None
-        self._counts = [0] * len(streams)
-        self._answer = generation.outputs[0]
-        self._is_plain = len(streams) == 1 and submission.logprobs is None and not generation.first_tokens
+        self.counts = [0] * len(streams)
+        self._only = generation.outputs[0] if len(streams) == 1 and submission.logprobs is None else None
+        self.plain = None if generation.first_tokens else self._only
         self._stops = frozenset(array("I", submission.stop_token_ids))
         if not submission.ignore_eos:
             self._stops |= frozenset(eos)
@@ -59,19 +60,14 @@ class Request:
 
     def tell(self, outputs: "list[Output]", logprobs: "dict[Stream, Logprobs]") -> None:
         """Add what is new since the last time."""
-        if self._is_plain and not self.is_over:
-            count, so_far = self._counts[0], self._answer.token_ids
-            if len(so_far) > count:
-                self._counts[0] = len(so_far)
-                outputs.append((self.streams[0], so_far[count:], None))
-            return
         for index in [*self.open]:
             stream, so_far = self.streams[index], self.generation.outputs[index].token_ids
-            count = self._counts[index]
+            count = self.counts[index]
             if self.generation.first_tokens and not count:
                 count = self._handed_over(so_far)
+                self.plain = self._only if count else None
             token_ids = so_far[count:]
-            self._counts[index] = count + len(token_ids)
+            self.counts[index] = count + len(token_ids)
             finish = None
             if self.is_over or len(self.streams) > 1:
                 token_ids, finish = self._end(index, token_ids)
@@ -104,7 +100,7 @@ class Request:
     def _stop_in(self, index: int, token_ids: "Sequence[int]") -> "int | None":
         if self._stops.isdisjoint(token_ids):
             return None
-        before = self._counts[index] - len(token_ids)
+        before = self.counts[index] - len(token_ids)
         for place, token_id in enumerate(token_ids):
             if token_id in self._stops and before + place >= self.submission.min_tokens:
                 return place
@@ -119,7 +115,7 @@ class Request:
             return self._hand_over(index)
         if reason is None and len(self.streams) > 1:
             # Only the last of several answers to end is told of.
-            reason = "length" if self._counts[index] >= self.submission.max_tokens else "stop"
+            reason = "length" if self.counts[index] >= self.submission.max_tokens else "stop"
         if reason not in REASONS or (reason == "cancelled" and not self.is_aborted):
             text = "the engine's time limit for the request" if reason == "timeout" else f"the engine says {reason!r}"
             return self._failure(RequestFault(text, False, True))
@@ -136,7 +132,7 @@ class Request:
             matched_stop=stop,
             prompt_tokens=len(submission.token_ids) // 4,
             cached_tokens=self.generation.cached_tokens,
-            completion_tokens=self._counts[index] + (stop is not None and not is_kept),
+            completion_tokens=self.counts[index] + (stop is not None and not is_kept),
             prompt_logprobs=prompt_logprobs,
             handoff=handoff,
         )
@@ -144,7 +140,7 @@ class Request:
     def _stop_is_kept(self, index: int, stop: "int | None") -> bool:
         """Whether a matched stop token is among the engine's own, and so has been counted."""
         token_ids = self.generation.outputs[index].token_ids
-        return stop is not None and bool(token_ids) and stop in token_ids[self._counts[index] - 1 :]
+        return stop is not None and bool(token_ids) and stop in token_ids[self.counts[index] - 1 :]
 
     def _hand_over(self, index: int) -> Finish:
         try:
