@@ -94,6 +94,36 @@ class Prompt:
 
 
 @dataclass(slots=True)
+class Content:
+    """What the model says to the client."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Reasoning:
+    """What it thinks before that."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """More of tool call `number` of an answer: first its id and name, then the JSON of its arguments in parts, then
+    that it `is_complete`, or is `broken`: then that is all of its markup, arguments already told included."""
+
+    number: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    is_complete: bool = False
+    broken: str = ""
+
+
+Piece = Content | Reasoning | CallDelta
+
+
+@dataclass(slots=True)
 class Text:
     """More of the answer number `index`. `token_ids` and `logprobs` belong to it if logprobs were asked for; the text
     may be empty then, while a stop string or a character is incomplete."""
