@@ -4,7 +4,7 @@ import enum
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 if sys.byteorder != "little":
     raise ImportError("token ids travel as little-endian u32 columns that are read in place: a big-endian host cannot")
@@ -36,12 +36,71 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA adapter of the model. `id` is at least 1 and one adapter's alone; `path` is where the engine finds it,
+    empty for an adapter that it has loaded already."""
+
+    name: str
+    id: int
+    path: str = ""
+
+
+CONSTRAINT_KINDS = ("json", "json_schema", "regex", "ebnf", "structural_tag")
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must look like. `kind` is one of CONSTRAINT_KINDS, and `guide` says it in that kind's language: a
+    JSON Schema, a regular expression, a grammar, a structural tag (JSON); empty for "json", which is any JSON object.
+
+    It binds from the first token on, or only behind the ids `begins_after` (little-endian u32), as a model writes them
+    where its reasoning ends: an answer without them is free.
+    """
+
+    kind: str
+    guide: str = ""
+    begins_after: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class KvRange:
+    """How long the prefix cache keeps the prompt's tokens from `start` to before `end` (None: to its end).
+
+    `priority` is 0 to 100, and what has the lowest is evicted first; it holds for `duration_ms` (None: for good).
+    """
+
+    start: int
+    end: int | None
+    priority: int
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KvRetention:
+    """What the prefix cache is to keep of a request; `decode_priority` is the answer's, None the engine's default."""
+
+    ranges: tuple[KvRange, ...] = ()
+    decode_priority: int | None = None
+    decode_duration_ms: int | None = None
+
+
+Phase: TypeAlias = Literal["", "prefill", "decode"]
+"""Which part of a submission is wanted of an engine: all of it, its prompt read, or its answer written on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """One prompt for an engine, to be answered `n` times. `token_ids` and `stop_token_ids` are little-endian u32.
 
     Before `min_tokens` no stop id and no end of sequence ends an answer. `logprobs` and `prompt_logprobs` ask for that
     many alternatives to each token, None for no logprobs at all. A lower `priority` goes first. Prompts share the
-    engine's prefix cache only under equal `cache_salt`s and on the same `dp_rank`.
+    engine's prefix cache only under equal `cache_salt`s and on the same `dp_rank`. Without `stream` the client wants
+    one reply, and all tokens may come with the end.
+
+    A `phase` "prefill" reads the prompt and ends after the first token: with LENGTH and a `Finish.handoff` if the
+    answer goes on, without one if it is complete. A `phase` "decode" gets that as `handoff`, which nobody else looks
+    into, with the same prompt and limits, and writes on behind the first token. It does not deliver that token again,
+    but counts it in `max_tokens`, `min_tokens` and `completion_tokens`. With a phase, `n` is 1.
     """
 
     request_id: str
@@ -57,6 +116,12 @@ class Submission:
     priority: int = 0
     cache_salt: str = ""
     dp_rank: int = 0
+    lora: Lora | None = None
+    constraint: Constraint | None = None
+    kv_retention: KvRetention | None = None
+    stream: bool = True
+    phase: Phase = ""
+    handoff: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +140,7 @@ class Finish:
     """The end of one stream. `completion_tokens` counts a matched stop token, which itself is not delivered.
 
     `prompt_logprobs`, for a submission that asked, come with the end of its first answer; a prompt's first token has
-    the logprob 0 and no alternatives.
+    the logprob 0 and no alternatives. `handoff` ends a phase "prefill" whose answer goes on.
     """
 
     reason: FinishReason
@@ -86,6 +151,7 @@ class Finish:
     error: str = ""
     retryable: bool = False
     prompt_logprobs: Logprobs | None = None
+    handoff: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +222,23 @@ FEATURES = frozenset(
         "repetition_penalty",
         "logit_bias",
         "kv_events",
+        "lora",
+        "kv_retention",
+        "disaggregation",
+        "constraint.begins_after",
+        *(f"constraint.{kind}" for kind in CONSTRAINT_KINDS),
     }
 )
-"""What an engine may or may not be able to do: fields of Submission and Sampling, and telling of its prefix cache."""
+"""What an engine may or may not be able to do: fields of Submission and Sampling (of `constraint`, each kind and a late
+beginning; "disaggregation" is `phase`), and telling of its prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What an engine serves. `tokenizer_fingerprint` is empty and `kv_block_size` 0 when the engine does not know it.
 
-    `features` are those of FEATURES it has; a submission must not use the others.
+    `features` are those of FEATURES it has; a submission must not use the others. An engine with a `role` serves only
+    that phase.
     """
 
     engine: str
@@ -179,6 +252,7 @@ class EngineInfo:
     kv_block_size: int = 0
     dp_size: int = 1
     features: frozenset[str] = frozenset()
+    role: Phase = ""
 
 
 class EngineLost(Exception):

@@ -192,6 +192,10 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Su
         prompt_logprobs=request.prompt_logprobs,
         priority=request.priority,
         cache_salt=request.cache_salt,
+        lora=request.lora,
+        constraint=request.constraint,
+        kv_retention=request.kv_retention,
+        stream=request.stream,
     )
 
 
@@ -289,7 +293,7 @@ def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
 
 
 PLAIN = Submission("", b"", 0)
-OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt")
+OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt", "lora", "kv_retention")
 OPTIONAL_SAMPLING = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias")
 
 
@@ -299,6 +303,9 @@ def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
         return
     used = [name for name in OPTIONAL_FIELDS if getattr(submission, name) != getattr(PLAIN, name)]
     used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, ())]
+    if submission.constraint is not None:
+        used.append(f"constraint.{submission.constraint.kind}")
+        used += ["constraint.begins_after"] if submission.constraint.begins_after else []
     for name in used:
         if name not in info.features:
             raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=name)

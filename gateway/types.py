@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapters.base import Logprobs, Sampling
+from engine_adapters.base import Constraint, KvRetention, Logprobs, Lora, Sampling
 from gateway.errors import GatewayError
 
 
@@ -76,6 +76,11 @@ class GenerateRequest:
     prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
+    lora: Lora | None = None
+    constraint: Constraint | None = None
+    kv_retention: KvRetention | None = None
+    stream: bool = True
+    """False: the client wants one reply."""
     truncate_prompt_tokens: int | None = None
     """Keep only this many tokens of the prompt, its last ones."""
 

@@ -88,7 +88,10 @@ class StepClient(Generic[Key]):
                 f"{self._address} speaks version {info.protocol_version} of the step stream, this gateway speaks "
                 f"{PROTOCOL_VERSION}; update the older of the two"
             )
-        return translation.as_info(info)
+        try:
+            return translation.as_info(info)
+        except (ValueError, TypeError) as error:
+            raise EngineLost(f"{self._address} says of itself what makes no sense: {error}") from error
 
     async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
         attach: grpc.aio.StreamStreamMultiCallable[messages.ClientFrame, bytes] = self._channel.stream_stream(

@@ -11,6 +11,13 @@ EXECUTOR_ATTACH: Final = "/gateway.executor.v1.Executor/Attach"
 EXECUTOR_GET_INFO: Final = "/gateway.executor.v1.Executor/GetInfo"
 EXECUTOR_HEALTH: Final = "/gateway.executor.v1.Executor/Health"
 
+# Prefill/decode disaggregation: which part of a request is wanted.
+PHASE_WHOLE: Final = 0
+# Read the prompt and end after the first token: with LENGTH and a handoff if the answer goes on, without one if not.
+PHASE_PREFILL: Final = 1
+# Write on behind the first token, which is not sent again, but counts in all limits and in completion_tokens.
+PHASE_DECODE: Final = 2
+
 # KvEventKind
 KV_EVENT_KIND_UNSPECIFIED: Final = 0
 KV_EVENT_KIND_STORED: Final = 1
@@ -55,6 +62,53 @@ class Submit:
     priority: int = 0  # lower goes first
     cache_salt: str = ""  # prefix cache entries are shared only under equal salts
     dp_rank: int = 0  # which data-parallel rank of the executor, below Info.dp_size
+    lora: Lora | None = None
+    constraint: Constraint | None = None
+    kv_retention: KvRetention | None = None
+    in_one_piece: bool = False  # the client wants one reply: all tokens may come with the end
+    phase: int = 0  # Phase
+    handoff: bytes = b""  # PHASE_DECODE: what the prefill's Finished carried, untouched
+
+
+@dataclass(slots=True)
+class Lora:
+    LAYOUT: ClassVar[Layout]
+
+    name: str = ""
+    id: int = 0  # at least 1, and one adapter's alone
+    path: str = ""  # where the executor finds it; empty for one that it has loaded
+
+
+@dataclass(slots=True)
+class Constraint:
+    """What the answer must look like."""
+
+    LAYOUT: ClassVar[Layout]
+
+    kind: str = ""  # Info.features has constraint.KIND: json, json_schema, regex, ebnf, structural_tag
+    guide: str = ""  # in the language of that kind; empty for json
+    begins_after: bytes = b""  # u32[]: it binds only behind these ids, where a model's reasoning ends; empty: at once
+
+
+@dataclass(slots=True)
+class KvRetention:
+    """How long the prefix cache keeps what it has of a request. Priorities are 0 to 100, the lowest goes first."""
+
+    LAYOUT: ClassVar[Layout]
+
+    ranges: list[KvRange] = field(default_factory=list)
+    decode_priority: int | None = None  # of the answer's tokens
+    decode_duration_ms: int | None = None
+
+
+@dataclass(slots=True)
+class KvRange:
+    LAYOUT: ClassVar[Layout]
+
+    start: int = 0
+    end: int | None = None  # absent: to the prompt's end
+    priority: int = 0
+    duration_ms: int | None = None  # absent: for good
 
 
 @dataclass(slots=True)
@@ -136,6 +190,7 @@ class Finished:
     retryable: bool = False  # another executor may do better
     # the first token of a prompt has none: its logprob is 0, without alternatives
     prompt_logprobs: TokenLogprobs | None = None
+    handoff: bytes = b""  # ends PHASE_PREFILL: what PHASE_DECODE needs of it; only engines look inside
 
 
 @dataclass(slots=True)
@@ -182,6 +237,7 @@ class Info:
     dp_size: int = 0  # data-parallel ranks; 0 means 1
     # what it can beyond the first release: engine_adapters/base.py has the names
     features: list[str] = field(default_factory=list)
+    role: int = 0  # Phase; the only phase it serves; PHASE_WHOLE: all of them that its features allow
 
 
 @dataclass(slots=True)
@@ -218,6 +274,37 @@ Submit.LAYOUT = Layout(
     singular(12, "priority", "int32"),
     singular(13, "cache_salt", "string"),
     singular(14, "dp_rank", "uint32"),
+    singular(15, "lora", Lora),
+    singular(16, "constraint", Constraint),
+    singular(17, "kv_retention", KvRetention),
+    singular(18, "in_one_piece", "bool"),
+    singular(19, "phase", "enum"),
+    singular(20, "handoff", "bytes"),
+)
+
+Lora.LAYOUT = Layout(
+    singular(1, "name", "string"),
+    singular(2, "id", "uint64"),
+    singular(3, "path", "string"),
+)
+
+Constraint.LAYOUT = Layout(
+    singular(1, "kind", "string"),
+    singular(2, "guide", "string"),
+    singular(3, "begins_after", "bytes"),
+)
+
+KvRetention.LAYOUT = Layout(
+    repeated(1, "ranges", KvRange),
+    optional(2, "decode_priority", "uint32"),
+    optional(3, "decode_duration_ms", "uint64"),
+)
+
+KvRange.LAYOUT = Layout(
+    singular(1, "start", "uint32"),
+    optional(2, "end", "uint32"),
+    singular(3, "priority", "uint32"),
+    optional(4, "duration_ms", "uint64"),
 )
 
 Sampling.LAYOUT = Layout(
@@ -273,6 +360,7 @@ Finished.LAYOUT = Layout(
     singular(7, "error", "string"),
     singular(8, "retryable", "bool"),
     singular(9, "prompt_logprobs", TokenLogprobs),
+    singular(10, "handoff", "bytes"),
 )
 
 Load.LAYOUT = Layout(
@@ -306,6 +394,7 @@ Info.LAYOUT = Layout(
     singular(10, "kv_block_size", "uint32"),
     singular(11, "dp_size", "uint32"),
     repeated(12, "features", "string"),
+    singular(13, "role", "enum"),
 )
 
 HealthRequest.LAYOUT = Layout()

@@ -55,8 +55,9 @@ class StepEngine(Protocol):
     def submit(self, streams: Sequence[Stream], submission: Submission) -> None:
         """Start a stream for each of the `submission.n` answers.
 
-        The columns are whole, the prompt is not empty, its ids are in the vocabulary, there is such a rank. Everything
-        that comes of it goes to `emit`, a refusal (Finish REJECTED of each stream) included.
+        The columns are whole, the prompt is not empty, its ids are in the vocabulary, there is such a rank, phase and
+        kind of constraint. Everything that comes of it goes to `emit`, a refusal (Finish REJECTED of each stream)
+        included.
         """
 
     def abort(self, stream: Stream) -> None:
@@ -330,7 +331,8 @@ def find_problem(submit: messages.Submit, info: EngineInfo) -> str:
     largest = max(memoryview(submit.token_ids).cast("I"))
     if largest >= info.vocab_size:
         return f"token id {largest} is not in this model's vocabulary of {info.vocab_size}"
-    return _bias_problem(submit.sampling or messages.Sampling(), info)
+    sampling = submit.sampling or messages.Sampling()
+    return _bias_problem(sampling, info) or _constraint_problem(submit.constraint, info) or _phase_problem(submit, info)
 
 
 def _bias_problem(sampling: messages.Sampling, info: EngineInfo) -> str:
@@ -339,6 +341,30 @@ def _bias_problem(sampling: messages.Sampling, info: EngineInfo) -> str:
         return "logit_bias must have a bias for each token id"
     largest = max(memoryview(token_ids).cast("I"), default=0)
     return "" if largest < info.vocab_size else f"logit_bias names token id {largest} of {info.vocab_size}"
+
+
+def _constraint_problem(constraint: "messages.Constraint | None", info: EngineInfo) -> str:
+    if constraint is None:
+        return ""
+    if f"constraint.{constraint.kind}" not in info.features:
+        return f"this engine has no constraint of the kind {constraint.kind!r}"
+    if constraint.begins_after and "constraint.begins_after" not in info.features:
+        return "this engine cannot begin a constraint in the middle of an answer"
+    return "constraint.begins_after is no column of u32" if len(constraint.begins_after) % 4 else ""
+
+
+def _phase_problem(submit: messages.Submit, info: EngineInfo) -> str:
+    try:
+        phase = translation.as_phase(submit.phase)
+    except ValueError as error:
+        return str(error)
+    if phase and "disaggregation" not in info.features:
+        return "this engine serves whole requests only"
+    if info.role not in ("", phase):
+        return f"this engine serves the phase {info.role!r} only, not {phase or 'whole requests'!r}"
+    if phase and submit.n > 1:
+        return f"n is {submit.n}, but a phase is of one answer"
+    return "the phase 'decode' needs the handoff of a prefill" if phase == "decode" and not submit.handoff else ""
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

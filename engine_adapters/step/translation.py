@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from itertools import chain
 
 from engine_adapters.base import (
+    Constraint,
     EngineInfo,
     Finish,
     FinishReason,
     KvCleared,
     KvEvent,
+    KvRange,
     KvRemoved,
+    KvRetention,
     KvStored,
     Load,
     Logprobs,
+    Lora,
+    Phase,
     RankLoad,
     Sampling,
     Submission,
@@ -24,6 +29,8 @@ from engine_adapters.base import (
 from engine_adapters.step import PROTOCOL_VERSION, messages
 
 REASONS = {reason.value: reason for reason in FinishReason}
+PHASES: tuple[Phase, ...] = ("", "prefill", "decode")
+"""By their numbers on the wire."""
 
 
 def submit_message(stream_id: int, submission: Submission) -> messages.Submit:
@@ -42,6 +49,12 @@ def submit_message(stream_id: int, submission: Submission) -> messages.Submit:
         priority=submission.priority,
         cache_salt=submission.cache_salt,
         dp_rank=submission.dp_rank,
+        lora=_lora_message(submission.lora),
+        constraint=_constraint_message(submission.constraint),
+        kv_retention=_retention_message(submission.kv_retention),
+        in_one_piece=not submission.stream,
+        phase=PHASES.index(submission.phase),
+        handoff=submission.handoff,
     )
 
 
@@ -60,7 +73,47 @@ def as_submission(message: messages.Submit) -> Submission:
         priority=message.priority,
         cache_salt=message.cache_salt,
         dp_rank=message.dp_rank,
+        lora=None if message.lora is None else Lora(message.lora.name, message.lora.id, message.lora.path),
+        constraint=_constraint(message.constraint),
+        kv_retention=_retention(message.kv_retention),
+        stream=not message.in_one_piece,
+        phase=as_phase(message.phase),
+        handoff=message.handoff,
     )
+
+
+def as_phase(number: int) -> Phase:
+    if number >= len(PHASES):
+        raise ValueError(f"phase {number} is not known here")
+    return PHASES[number]
+
+
+def _lora_message(lora: "Lora | None") -> "messages.Lora | None":
+    return None if lora is None else messages.Lora(lora.name, lora.id, lora.path)
+
+
+def _constraint_message(constraint: "Constraint | None") -> "messages.Constraint | None":
+    if constraint is None:
+        return None
+    return messages.Constraint(constraint.kind, constraint.guide, constraint.begins_after)
+
+
+def _constraint(message: "messages.Constraint | None") -> "Constraint | None":
+    return None if message is None else Constraint(message.kind, message.guide, message.begins_after)
+
+
+def _retention_message(retention: "KvRetention | None") -> "messages.KvRetention | None":
+    if retention is None:
+        return None
+    ranges = [messages.KvRange(each.start, each.end, each.priority, each.duration_ms) for each in retention.ranges]
+    return messages.KvRetention(ranges, retention.decode_priority, retention.decode_duration_ms)
+
+
+def _retention(message: "messages.KvRetention | None") -> "KvRetention | None":
+    if message is None:
+        return None
+    ranges = [KvRange(each.start, each.end, each.priority, each.duration_ms) for each in message.ranges]
+    return KvRetention(tuple(ranges), message.decode_priority, message.decode_duration_ms)
 
 
 def _sampling_message(sampling: Sampling) -> messages.Sampling:
@@ -109,6 +162,7 @@ def finished_message(stream_id: int, finish: Finish) -> messages.Finished:
         error=finish.error,
         retryable=finish.retryable,
         prompt_logprobs=None if prompt_logprobs is None else logprobs_message(0, prompt_logprobs),
+        handoff=finish.handoff,
     )
 
 
@@ -122,6 +176,7 @@ def as_finish(message: messages.Finished) -> Finish:
         error=message.error or ("" if message.reason in REASONS else f"unknown finish reason {message.reason}"),
         retryable=message.retryable,
         prompt_logprobs=None if message.prompt_logprobs is None else as_logprobs(message.prompt_logprobs),
+        handoff=message.handoff,
     )
 
 
@@ -222,6 +277,7 @@ def info_message(info: EngineInfo) -> messages.Info:
         kv_block_size=info.kv_block_size,
         dp_size=info.dp_size,
         features=sorted(info.features),
+        role=PHASES.index(info.role),
     )
 
 
@@ -238,4 +294,5 @@ def as_info(message: messages.Info) -> EngineInfo:
         kv_block_size=message.kv_block_size,
         dp_size=message.dp_size or 1,
         features=frozenset(message.features),
+        role=as_phase(message.role),
     )

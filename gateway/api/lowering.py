@@ -66,6 +66,7 @@ def read_request(
         prompt_logprobs=logging.prompt_logprobs,
         priority=fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         cache_salt=fields.text("cache_salt") if fields.has("cache_salt") else "",
+        stream=fields.boolean("stream"),
         truncate_prompt_tokens=fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),
     )
 

@@ -30,7 +30,8 @@ from engine_adapters.step.server import StepServer
 from engine_adapters.step.session import Stream
 from tests.attach import Gateway, columns, f32, u32, u64
 
-INFO = EngineInfo("fake", "7", "model", 1000, 4096, 8, b"\1\2", (998, 999), 16, 2, frozenset({"n", "logprobs"}))
+FEATURES = frozenset({"n", "logprobs", "constraint.json"})
+INFO = EngineInfo("fake", "7", "model", 1000, 4096, 8, b"\1\2", (998, 999), 16, 2, FEATURES)
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -371,6 +372,11 @@ def test_what_comes_for_a_stream_after_its_end_is_dropped(run: Run) -> None:
             {"sampling": messages.Sampling(logit_bias_token_ids=u32(1000), logit_biases=f32(1))},
             "logit_bias names token id 1000",
         ),
+        ({"constraint": messages.Constraint("regex", "a*")}, "no constraint of the kind 'regex'"),
+        ({"constraint": messages.Constraint("json", begins_after=u32(5))}, "in the middle of an answer"),
+        ({"constraint": messages.Constraint("json", begins_after=b"123")}, "in the middle of an answer"),
+        ({"phase": 3}, "phase 3 is not known here"),
+        ({"phase": messages.PHASE_PREFILL}, "serves whole requests only"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_rejected(run: Run, changes: dict[str, Any], problem: str) -> None:
@@ -651,7 +657,7 @@ def test_info_and_health_are_the_engines_own(run: Run) -> None:
                 eos_token_ids=u32(998, 999),
                 kv_block_size=16,
                 dp_size=2,
-                features=["logprobs", "n"],
+                features=["constraint.json", "logprobs", "n"],
             )
             healthy = codec.decode(messages.HealthReply, await ask(gateway, messages.EXECUTOR_HEALTH))
             assert healthy == messages.HealthReply(healthy=True)

@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 
 from engine_adapters import codec
 from engine_adapters.base import (
+    CONSTRAINT_KINDS,
     FEATURES,
+    Constraint,
     EngineInfo,
     Finish,
     FinishReason,
     KvCleared,
+    KvRange,
     KvRemoved,
+    KvRetention,
     KvStored,
     Load,
     Logprobs,
+    Lora,
     RankLoad,
     Sampling,
     Submission,
@@ -43,6 +48,16 @@ SAMPLINGS = st.builds(
     repetition_penalty=MAYBE_FLOATS,
     logit_bias=st.lists(st.tuples(U32, FLOATS), max_size=3).map(tuple),
 )
+PHASES = st.sampled_from(translation.PHASES)
+CONSTRAINTS = st.builds(Constraint, kind=st.sampled_from(CONSTRAINT_KINDS), guide=TEXTS, begins_after=COLUMNS)
+MAYBE_U32, MAYBE_U64 = st.none() | U32, st.none() | U64
+KV_RANGES = st.builds(KvRange, start=U32, end=MAYBE_U32, priority=U32, duration_ms=MAYBE_U64)
+KV_RETENTIONS = st.builds(
+    KvRetention,
+    ranges=st.lists(KV_RANGES, max_size=3).map(tuple),
+    decode_priority=MAYBE_U32,
+    decode_duration_ms=MAYBE_U64,
+)
 SUBMISSIONS = st.builds(
     Submission,
     request_id=TEXTS,
@@ -58,6 +73,12 @@ SUBMISSIONS = st.builds(
     priority=st.integers(-(2**31), 2**31 - 1),
     cache_salt=TEXTS,
     dp_rank=U32,
+    lora=st.none() | st.builds(Lora, name=TEXTS, id=U64, path=TEXTS),
+    constraint=st.none() | CONSTRAINTS,
+    kv_retention=st.none() | KV_RETENTIONS,
+    stream=st.booleans(),
+    phase=PHASES,
+    handoff=st.binary(max_size=9),
 )
 ALTERNATIVES = st.lists(st.tuples(U32, FLOATS), max_size=3)
 LOGPROBS = st.lists(st.tuples(FLOATS, ALTERNATIVES), max_size=4).map(
@@ -73,6 +94,7 @@ FINISHES = st.builds(
     error=TEXTS,
     retryable=st.booleans(),
     prompt_logprobs=st.none() | LOGPROBS,
+    handoff=st.binary(max_size=9),
 )
 RANK_LOADS = st.builds(RankLoad, running=U32, waiting=U32, kv_tokens_used=U64, kv_tokens_total=U64)
 LOADS = st.builds(
@@ -112,6 +134,7 @@ INFOS = st.builds(
     kv_block_size=U32,
     dp_size=st.integers(1, 2**32 - 1),
     features=st.frozensets(st.sampled_from(sorted(FEATURES))),
+    role=PHASES,
 )
 
 
