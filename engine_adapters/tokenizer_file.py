@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ CONTEXT_LENGTH_NAMES = (
     "seq_length",
     "n_ctx",
 )
-LANGUAGE_PART_NAMES = ("text_config", "llm_config", "language_config")
+LANGUAGE_PART_NAMES = ("text_config", "llm_config", "language_config", "thinker_config")
 """Where a multimodal model's config.json keeps what a text model has at the top."""
+NO_LIMIT = 1e15
+"""From here on transformers' model_max_length means that there is none."""
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 WORD_START = "\u2581"
 
@@ -205,21 +207,33 @@ def names_a(step: object, kind: str) -> bool:
     return step.get("type") == kind or any(names_a(part, kind) for part in parts)
 
 
-def read_eos_token_ids(folder: Path | str) -> tuple[int, ...]:
-    """The ids that end a stream: generation_config.json's (else config.json's), and tokenizer_config.json's token."""
+def read_eos_token_ids(folder: Path | str, id_of: Callable[[str], int | None] | None = None) -> tuple[int, ...]:
+    """The ids that end a stream: generation_config.json's (else config.json's), and the tokenizer's own eos_token.
+
+    `id_of` knows the ids of tokens; without it tokenizer.json is read.
+    """
     folder = Path(folder)
     found = as_ids(read_json_if_there(folder / "generation_config.json"), folder / "generation_config.json")
-    config = read_json_if_there(folder / "config.json")
-    found = found or as_ids(config, folder / "config.json")
-    for name in LANGUAGE_PART_NAMES:
-        found = found or as_ids(config.get(name) or {}, folder / "config.json")
-    token = read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    if isinstance(token, str):
-        token_id = TokenizerFile(folder).ids.get(token)
-        found += [token_id] if token_id is not None else []
+    for part in language_parts(read_json_if_there(folder / "config.json")):
+        found = found or as_ids(part, folder / "config.json")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json_if_there(folder / name).get("eos_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if isinstance(token, str):
+            token_id = (id_of or TokenizerFile(folder).ids.get)(token)
+            found += [token_id] if token_id is not None else []
+            break
     return tuple(dict.fromkeys(found))
+
+
+def language_parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A config.json, and the parts of it that tell of the language model if it has others too."""
+    parts = [config]
+    for part in parts:
+        nested = (part.get(name) for name in LANGUAGE_PART_NAMES)
+        parts += [each for each in nested if isinstance(each, dict)]
+    return parts
 
 
 def as_ids(config: dict[str, Any], path: Path) -> list[int]:
@@ -231,11 +245,38 @@ def as_ids(config: dict[str, Any], path: Path) -> list[int]:
 
 
 def read_context_length(folder: Path | str) -> int | None:
-    """How many tokens a prompt and its completion may have together, from config.json; None where it does not say."""
-    config = read_json_if_there(Path(folder) / "config.json")
-    nested = (config.get(name) for name in LANGUAGE_PART_NAMES)
-    for part in (config, *(part for part in nested if isinstance(part, dict))):
+    """How many tokens a prompt and its completion may have together; None where the folder does not say.
+
+    From config.json, stretched positions counted as the engines do; else the tokenizer's model_max_length.
+    """
+    folder = Path(folder)
+    for part in language_parts(read_json_if_there(folder / "config.json")):
         for name in CONTEXT_LENGTH_NAMES:
             if isinstance(length := part.get(name), int) and length > 0:
-                return length
+                return stretched(length, part)
+    length = read_json_if_there(folder / "tokenizer_config.json").get("model_max_length")
+    return int(length) if isinstance(length, (int, float)) and 0 < length < NO_LIMIT else None
+
+
+def stretched(length: int, config: dict[str, Any]) -> int:
+    """`length` with the rope scaling that a config's length does not include yet: YaRN's and the dynamic one's.
+
+    YaRN states its original length. The others (llama3, longrope, mrope, and linear in Gemma 3) state the final one.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    factor = rope.get("factor")
+    if not isinstance(factor, (int, float)) or factor <= 1:
+        return length
+    kind = rope.get("rope_type") or rope.get("type")
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings") or length
+        return max(length, int(original * factor))
+    return int(length * factor) if kind == "dynamic" else length
+
+
+def read_vocab_size(folder: Path | str) -> int | None:
+    """How many ids the model has embeddings for, by its config.json; None where it does not say."""
+    for part in language_parts(read_json_if_there(Path(folder) / "config.json")):
+        if isinstance(size := part.get("vocab_size"), int) and size > 0:
+            return size
     return None

@@ -9,6 +9,7 @@ from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway import config, doctor, log, server
 from gateway.model import load_models
 from gateway.routing import AddressError, WorkerAddress
+from gateway.tokenizer import RequestTemplates
 
 USAGE_ERROR = 2
 
@@ -30,7 +31,9 @@ def serve(settings: config.Config) -> int:
         raise config.ConfigError(refusal)
     log.configure(settings.log_format, settings.log_level)
     workers = [WorkerAddress.parse(url) for url in settings.worker]
-    models = load_models(settings.model_path)
+    models = load_models(
+        settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
+    )
     gc.freeze()
     return server.run(settings, models, workers)
 

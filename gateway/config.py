@@ -45,6 +45,18 @@ class Config:
         "[NAME=]DIR",
         default_text="the demo model",
     )
+    chat_template: tuple[str, ...] = option(
+        (),
+        "a Jinja file to use in place of a model's own chat template",
+        "[NAME=]FILE",
+        default_text="the model folder's",
+    )
+    allow_request_templates: int = option(
+        0,
+        "how many different chat templates of clients are taken in all; trust them: each may loop, and stays in memory",
+        "N",
+        between(0, 10000),
+    )
     worker: tuple[str, ...] = option(
         (),
         "an executor, such as step://host:port?model=NAME&role=any&weight=1",

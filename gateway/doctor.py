@@ -18,6 +18,7 @@ from engine_adapters.step.client import StepClient
 from gateway import config
 from gateway.model import Model, load_models
 from gateway.routing import WorkerAddress
+from gateway.tokenizer import RequestTemplates
 
 PACKAGES = {
     "grpc": "grpcio",
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
 def examine(settings: config.Config) -> dict[str, Any]:
     """All findings; `problems` lists in words what is wrong."""
     packages = [examine_package(module, name) for module, name in PACKAGES.items()]
-    models = load_models(settings.model_path)
+    models = load_models(
+        settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
+    )
     report: dict[str, Any] = {
         "interpreter": interpreter(),
         "packages": packages,

@@ -153,14 +153,12 @@ def render_and_encode(model: Model, source: Input) -> Prompt:
     if isinstance(source, TokensInput):
         return Prompt(source.token_ids)
     started = time.monotonic()
-    text = source.text if isinstance(source, TextInput) else render(model, source)
+    text, opens_reasoning = (source.text, None) if isinstance(source, TextInput) else model.templates.render(source)
     rendered = time.monotonic()
     token_ids = model.tokenizer.encode(text)
-    return Prompt(token_ids, rendered - started, time.monotonic() - rendered)
-
-
-def render(model: Model, source: ChatInput) -> str:
-    return model.template.render(source.messages, source.template_arguments, source.continue_final_message)
+    if source.add_special_tokens:
+        token_ids = model.tokenizer.specials.around(token_ids)
+    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning)
 
 
 def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Submission:

@@ -1,12 +1,18 @@
 """One served model: what its folder says, loaded and checked before the gateway is ready."""
 
+import hashlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine_adapters.tokenizer_file import TokenizerFileError, read_context_length, read_eos_token_ids
-from gateway.tokenizer import ChatTemplate, Tokenizer
-from gateway.tokenizer.huggingface import load_chat_template
+from engine_adapters.tokenizer_file import (
+    TokenizerFileError,
+    read_context_length,
+    read_eos_token_ids,
+    read_vocab_size,
+)
+from gateway.tokenizer import ChatTemplates, RequestTemplates, Tokenizer, load_chat_templates
 
 DEMO_FOLDER = Path(__file__).parent.parent / "engine_adapters" / "simulator" / "model"
 DEMO_NAME = "demo"
@@ -14,49 +20,129 @@ DEMO_NAME = "demo"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`context_length` bounds prompt and completion together; `eos_token_ids` is little-endian u32."""
+    """`context_length` bounds prompt and completion together; `eos_token_ids` is little-endian u32.
+
+    `system_fingerprint` changes with whatever may change an answer on this side. `warnings` tell what is odd about the
+    folder but need not be wrong.
+    """
 
     name: str
     folder: Path
     tokenizer: Tokenizer
-    template: ChatTemplate
+    templates: ChatTemplates
     context_length: int
     eos_token_ids: bytes
-
-    @property
-    def system_fingerprint(self) -> str:
-        """Changes with whatever may change an answer on this side."""
-        return f"fp_{self.tokenizer.fingerprint.hex()[:10]}"
+    system_fingerprint: str
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, name: str, folder: Path) -> "Model":
+    def load(
+        cls,
+        name: str,
+        folder: Path,
+        chat_template: Path | None = None,
+        requests: RequestTemplates | None = None,
+    ) -> "Model":
         """Raises TokenizerFileError, which names the file and what is wrong with it."""
         if not folder.is_dir():
             raise TokenizerFileError(f"{folder} is not a folder")
         context_length = read_context_length(folder)
         if context_length is None:
-            raise TokenizerFileError(f"{folder / 'config.json'} does not say how long a context may be")
-        eos_token_ids = read_eos_token_ids(folder)
-        if not eos_token_ids:
-            raise TokenizerFileError(f"{folder} names no end-of-sequence token; put eos_token_id into config.json")
+            raise TokenizerFileError(
+                f"{folder / 'config.json'} does not say how long a context may be; put max_position_embeddings into it"
+            )
+        tokenizer = Tokenizer.load(folder)
+        templates = load_chat_templates(folder, tokenizer.specials.names, requests or RequestTemplates(), chat_template)
         return cls(
             name=name,
             folder=folder,
-            tokenizer=Tokenizer.load(folder),
-            template=load_chat_template(folder),
+            tokenizer=tokenizer,
+            templates=templates,
             context_length=context_length,
-            eos_token_ids=array("I", eos_token_ids).tobytes(),
+            eos_token_ids=array("I", checked_ends(folder, tokenizer)).tobytes(),
+            system_fingerprint=fingerprint(tokenizer, templates),
+            warnings=tuple(oddities(folder, tokenizer, templates)),
         )
 
 
-def load_models(paths: tuple[str, ...]) -> dict[str, Model]:
-    """The models of `[NAME=]DIR` arguments by name, the demo model if there are none; raises TokenizerFileError."""
-    models: dict[str, Model] = {}
+def fingerprint(tokenizer: Tokenizer, templates: ChatTemplates) -> str:
+    sources = "\0".join(f"{name}\0{template.source}" for name, template in sorted(templates.named.items()))
+    return f"fp_{hashlib.sha256(tokenizer.fingerprint + sources.encode()).hexdigest()[:10]}"
+
+
+def checked_ends(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a stream; raises TokenizerFileError for none, and for one that no token has."""
+    ends = read_eos_token_ids(folder, tokenizer.id_of)
+    if not ends:
+        raise TokenizerFileError(f"{folder} names no end-of-sequence token; put eos_token_id into config.json")
+    for token_id in ends:
+        if token_id >= max(tokenizer.vocab_size, read_vocab_size(folder) or 0):
+            raise TokenizerFileError(
+                f"{folder} names {token_id} as end of sequence (generation_config.json, config.json), which is no id "
+                f"of its tokenizer (0 to {tokenizer.vocab_size - 1}): the files are not of one model"
+            )
+    return ends
+
+
+def oddities(folder: Path, tokenizer: Tokenizer, templates: ChatTemplates) -> Iterator[str]:
+    """What may be wrong; raises TokenizerFileError for what must be."""
+    size = read_vocab_size(folder)
+    if size is not None and tokenizer.base_size > size:
+        raise TokenizerFileError(
+            f"the tokenizer of {folder} has {tokenizer.base_size} tokens, but config.json gives the model a vocab_size "
+            f"of {size}: the files are not of one model"
+        )
+    if size is not None and tokenizer.vocab_size > size:
+        yield (
+            f"added tokens have ids up to {tokenizer.vocab_size - 1}, beyond config.json's vocab_size of {size}: "
+            "prompts that hold them may fail in the engine"
+        )
+    if not templates.named:
+        yield "there is no chat template, so only texts are completed; give one with --chat-template"
+    for token in ("bos_token", "eos_token"):
+        text = tokenizer.specials.names.get(token)
+        if text is not None and tokenizer.id_of(text) is None:
+            yield f"{token} is {text!r} (tokenizer_config.json), which the tokenizer does not have"
+    for name, template in templates.named.items():
+        bos = tokenizer.specials.names.get("bos_token")
+        if bos and tokenizer.specials.prefix and not template.facts.writes_bos:
+            yield f"the chat template {name!r} writes no {bos}, which the tokenizer puts before other texts"
+
+
+def load_models(
+    paths: tuple[str, ...], chat_templates: tuple[str, ...] = (), requests: RequestTemplates | None = None
+) -> dict[str, Model]:
+    """The models of `[NAME=]DIR` arguments by name, the demo model if there are none; raises TokenizerFileError.
+
+    `chat_templates` are `[NAME=]FILE` arguments.
+    """
+    folders: dict[str, Path] = {}
     for path in paths or (f"{DEMO_NAME}={DEMO_FOLDER}",):
         name, separator, folder = path.partition("=")
         if not separator:
             name, folder = Path(path).resolve().name, path
-        if name in models:
+        if name in folders:
             raise TokenizerFileError(f"two model folders are named {name!r}; give one another name with NAME=DIR")
-        models[name] = Model.load(name, Path(folder))
-    return models
+        folders[name] = Path(folder)
+    files = templates_by_model(chat_templates, [*folders])
+    requests = requests or RequestTemplates()
+    return {name: Model.load(name, folder, files.get(name), requests) for name, folder in folders.items()}
+
+
+def templates_by_model(arguments: tuple[str, ...], names: list[str]) -> dict[str, Path]:
+    """The files of `[NAME=]FILE` arguments; raises TokenizerFileError for a name that is unknown, missing or double."""
+    files: dict[str, Path] = {}
+    for argument in arguments:
+        name, separator, file = argument.partition("=")
+        if not separator or (name not in names and Path(argument).is_file()):
+            name, file = names[0], argument
+            if len(names) > 1:
+                raise TokenizerFileError(f"--chat-template {argument}: say which model it is for, as NAME=FILE")
+        if name not in names:
+            raise TokenizerFileError(
+                f"--chat-template {argument}: no model is named {name!r}; there is {', '.join(names)}"
+            )
+        if name in files:
+            raise TokenizerFileError(f"--chat-template {argument}: model {name!r} has one already")
+        files[name] = Path(file)
+    return files

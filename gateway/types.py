@@ -10,17 +10,32 @@ from gateway.errors import GatewayError
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
-    """A conversation; the messages stay dicts, since chat templates want dicts."""
+    """A conversation; messages, tools and documents stay dicts, since chat templates want dicts."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    continue_final_message: bool = False
-    """The answer goes on where the last message stops, instead of beginning a new one."""
+    continue_final_message: bool | str = False
+    """The answer goes on where the last message stops, instead of beginning a new one; or the field to go on with."""
+    thinking: bool | None = None
+    """Whether the model is to reason first, under whatever name its template has for it."""
+    reasoning_effort: str | None = None
+    template: str | None = None
+    """The name of one of the model's templates, or a template of the client's own."""
+    add_special_tokens: bool = False
+    """Around the rendered text; templates write their own."""
 
     @property
     def characters(self) -> int:
         """Roughly how long the rendered text will be."""
-        return sum(len(content) for message in self.messages if isinstance(content := message.get("content"), str))
+        size = len(self.template or "")
+        for message in self.messages:
+            content = message.get("content")
+            for part in [content] if isinstance(content, str) else content or ():
+                text = part if isinstance(part, str) else part.get("text")
+                size += len(text) if isinstance(text, str) else 0
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +43,8 @@ class TextInput:
     """A prompt as text; special tokens in it are recognised."""
 
     text: str
+    add_special_tokens: bool = True
+    """Those that the tokenizer puts around any text, such as a BOS."""
 
     @property
     def characters(self) -> int:
@@ -92,6 +109,8 @@ class Prompt:
     token_ids: bytes
     render_seconds: float = 0.0
     tokenize_seconds: float = 0.0
+    opens_reasoning: str | None = None
+    """The marker, such as `<think>`, of a reasoning block that the prompt opens and leaves to the model to close."""
 
     @property
     def length(self) -> int:

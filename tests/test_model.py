@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway.model import DEMO_NAME, Model, load_models
+from gateway.types import ChatInput
 from tests.demo_model import CONTEXT_LENGTH, END_OF_TEXT, END_OF_TURN, FOLDER, VOCAB_SIZE, ids_of
 
 
@@ -24,6 +26,12 @@ def change(folder: Path, name: str, **fields: object) -> None:
     path = folder / name
     content = json.loads(path.read_text("utf-8")) | fields
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), "utf-8")
+
+
+def rendered(folder: Path, **fields: Any) -> str:
+    """One message, in the folder's template."""
+    source = ChatInput([{"role": "user", "content": "Hi"}], **fields)
+    return Model.load("x", folder).templates.render(source)[0]
 
 
 def test_the_demo_model_is_served_when_none_is_named() -> None:
@@ -64,14 +72,14 @@ def test_truncation_and_padding_of_the_file_are_not_for_us(folder: Path) -> None
 def test_a_template_in_its_own_file_wins(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("own: {{ messages[0].content }}")
 
-    assert Model.load("x", folder).template.render([{"role": "user", "content": "Hi"}]) == "own: Hi"
+    assert rendered(folder) == "own: Hi"
 
 
 def test_of_several_templates_the_default_is_taken(folder: Path) -> None:
     templates = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "default"}]
     change(folder, "tokenizer_config.json", chat_template=templates)
 
-    assert Model.load("x", folder).template.render([]) == "default"
+    assert rendered(folder) == "default"
 
 
 def test_special_tokens_may_be_objects(folder: Path) -> None:
@@ -79,7 +87,7 @@ def test_special_tokens_may_be_objects(folder: Path) -> None:
         folder, "tokenizer_config.json", bos_token={"content": "<s>"}, chat_template="{{ bos_token }}{{ eos_token }}"
     )
 
-    assert Model.load("x", folder).template.render([]) == "<s><|im_end|>"
+    assert rendered(folder) == "<s><|im_end|>"
 
 
 def without_end_of_sequence(folder: Path) -> None:
@@ -88,19 +96,19 @@ def without_end_of_sequence(folder: Path) -> None:
     change(folder, "tokenizer_config.json", eos_token=None)
 
 
+def without_context_length(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    change(folder, "tokenizer_config.json", model_max_length=int(1e30))
+
+
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
     "a broken tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text('{"model": 1}'),
         "tokenizer.json",
     ),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "no context length": (without_context_length, "does not say how long a context may be; put max_position_embed"),
     "a broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-    "no tokenizer config": (lambda folder: (folder / "tokenizer_config.json").unlink(), "tokenizer_config.json"),
-    "no template": (
-        lambda folder: change(folder, "tokenizer_config.json", chat_template=None),
-        "has no chat_template, and there is no chat_template.jinja either",
-    ),
     "a broken template": (
         lambda folder: change(folder, "tokenizer_config.json", chat_template="{% if %}"),
         "does not compile",

@@ -4,15 +4,15 @@ from typing import Any
 
 from gateway.api.answer import Answer
 from gateway.api.body import Fields
+from gateway.api.conversation import read_conversation
 from gateway.api.logprobs import chat_logprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, read_request, read_shape, refuse_unfit
 from gateway.api.reply import json_text, on_one_line, quoted
 from gateway.errors import BadRequest
 from gateway.generate import Gateway, Output, generate
 from gateway.http_loop import HttpLoop
-from gateway.types import ChatInput, Finished, GenerateRequest, RequestRecord, Shape, Text
+from gateway.types import Finished, GenerateRequest, RequestRecord, Shape, Text
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 NOT_YET = ("tools", "functions", "tool_choice", "function_call", "audio", "web_search_options", "prediction")
 
 
@@ -20,11 +20,7 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     """Raises BadRequest with the path of what is wrong, or ModelNotFound."""
     model = gateway.model(fields.text("model"))
     record.model = model.name
-    source = ChatInput(
-        messages=fields.each("messages", read_message),
-        template_arguments=fields.object("chat_template_kwargs").values,
-        continue_final_message=fields.boolean("continue_final_message"),
-    )
+    source = read_conversation(fields)
     refuse_unfit(fields, NOT_YET, "is not supported yet")
     format_type = fields.object("response_format").value("type")
     if format_type not in (None, "text"):
@@ -41,31 +37,6 @@ def read_logging(fields: Fields) -> Logging:
     if top is not None and not wanted:
         fields.refuse("top_logprobs", "needs logprobs: true")
     return Logging(logprobs=(top or 0) if wanted else None)
-
-
-def read_message(fields: Fields) -> dict[str, Any]:
-    """A message as the chat template takes it: its content one text, all other fields as they are."""
-    role = fields.text("role")
-    if role not in ROLES:
-        fields.refuse("role", f"must be one of {', '.join(ROLES)}")
-    content = fields.value("content")
-    if content is None and role != "assistant":
-        fields.refuse("content", "is required")
-    if isinstance(content, list):
-        content = "".join(fields.each("content", read_text_part))
-    elif content is not None and not isinstance(content, str):
-        fields.refuse("content", "must be a string or a list of parts")
-    return {**fields.values, "content": content}
-
-
-def read_text_part(fields: Fields) -> str:
-    kind = fields.text("type")
-    if kind != "text":
-        fields.refuse("type", f"is {kind!r}, but this model takes only text")
-    text = fields.value("text")
-    if not isinstance(text, str):
-        fields.refuse("text", "must be a string")
-    return text
 
 
 class ChatAnswer(Answer):

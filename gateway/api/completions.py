@@ -88,7 +88,7 @@ def is_token_ids(value: object) -> bool:
 
 def read_prompt(fields: Fields, name: str, prompt: object, model: Model) -> Input:
     if isinstance(prompt, str) and prompt:
-        return TextInput(prompt)
+        return TextInput(prompt, fields.boolean("add_special_tokens", default=True))
     if isinstance(prompt, list) and prompt:
         return TokensInput(column(prompt, fields.path(name), model))
     fields.refuse(name, "must be a non-empty string or a non-empty list of token ids")
@@ -166,7 +166,8 @@ class CompletionAnswer(Answer):
         """The logprobs of a prompt that was echoed."""
         if isinstance(request.input, TokensInput):
             token_ids = memoryview(request.input.token_ids).cast("I").tolist()
-            of_prompt = CompletionLogprobs(self._table, False).of(token_ids, logprobs, is_prompt=True)
+            hidden = hidden_tokens(self._gateway.model(request.model), job.request.input, request.input.token_ids)
+            of_prompt = CompletionLogprobs(self._table, False).of(token_ids, logprobs, is_prompt=True, hidden=hidden)
             for index in range(job.first_index, job.first_index + request.n):
                 self._prompt_logprobs[index] = of_prompt
 
@@ -174,7 +175,8 @@ class CompletionAnswer(Answer):
         """The request with its prompt as the tokens it will be, and these as text."""
         model = self._gateway.model(request.model)
         prompt = await prepare(self._gateway, model, request, record)
-        text = model.tokenizer.decode(list(memoryview(prompt.token_ids).cast("I")), skip_special_tokens=False)
+        shown = memoryview(prompt.token_ids).cast("I")[hidden_tokens(model, request.input, prompt.token_ids) :]
+        text = model.tokenizer.decode(shown.tolist(), skip_special_tokens=False)
         return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
 
 
@@ -255,6 +257,13 @@ STAGES_OF_THE_FIRST = (
 )
 """What the whole request waited for is what its first token waited for."""
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'
+
+
+def hidden_tokens(model: Model, source: Input, token_ids: bytes) -> int:
+    """How many tokens at the beginning were put there by us: an echo does not show them."""
+    prefix = model.tokenizer.specials.prefix
+    is_ours = isinstance(source, TextInput) and source.add_special_tokens and token_ids.startswith(prefix)
+    return len(prefix) // 4 if is_ours else 0
 
 
 def joined(first: dict[str, list[Any]] | None, then: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:

@@ -46,13 +46,19 @@ class CompletionLogprobs:
         """Text without logprobs that stands before what comes next."""
         self._offset += len(text)
 
-    def of(self, token_ids: Sequence[int], logprobs: Logprobs, is_prompt: bool = False) -> dict[str, list[Any]]:
-        """For the next tokens; a prompt's first token has no logprob, since nothing comes before it."""
+    def of(
+        self, token_ids: Sequence[int], logprobs: Logprobs, is_prompt: bool = False, hidden: int = 0
+    ) -> dict[str, list[Any]]:
+        """For the next tokens; a prompt's first token has no logprob, since nothing comes before it.
+
+        The first `hidden` ones are not in the text.
+        """
         tokens = [self._table.token_text(token_id) for token_id in token_ids]
         offsets = []
-        for token_id in token_ids:
+        for number, token_id in enumerate(token_ids):
             offsets.append(self._offset)
-            self._offset += len(self._detokenizer.feed([token_id]))
+            if number >= hidden:
+                self._offset += len(self._detokenizer.feed([token_id]))
         values: list[float | None] = [finite(logprob) for logprob in logprobs.logprobs]
         tops: list[dict[str, float] | None] = [self._alternatives(each) for each in logprobs.alternatives]
         if is_prompt and values:

@@ -1,12 +1,12 @@
 """/v1/tokenize and /v1/detokenize: what a prompt becomes, and back."""
 
 from gateway.api.body import Fields, read_json
-from gateway.api.chat import read_message
+from gateway.api.conversation import read_conversation
 from gateway.api.lowering import read_token_ids
 from gateway.api.reply import Scope, Send, send_json
 from gateway.generate import Gateway, prepare
 from gateway.http_loop import Receive
-from gateway.types import ChatInput, GenerateRequest, Input, TextInput
+from gateway.types import GenerateRequest, Input, TextInput
 
 
 class Tokenize:
@@ -52,12 +52,8 @@ class Detokenize:
 
 def read_input(fields: Fields) -> Input:
     if fields.has("messages"):
-        return ChatInput(
-            messages=fields.each("messages", read_message),
-            template_arguments=fields.object("chat_template_kwargs").values,
-            continue_final_message=fields.boolean("continue_final_message"),
-        )
+        return read_conversation(fields)
     value = fields.value("prompt")
     if not isinstance(value, str):
         fields.refuse("prompt", "must be a string, unless there are messages")
-    return TextInput(value)
+    return TextInput(value, fields.boolean("add_special_tokens", default=True))

@@ -1,7 +1,19 @@
-"""Text to token ids and back: the tokenizer, the chat template, the detokenizers of one model folder."""
+"""Text to token ids and back: the tokenizer, the chat templates, the detokenizers of one model folder."""
 
 from gateway.tokenizer.chat_template import ChatTemplate
 from gateway.tokenizer.detokenize import Detokenizer, DetokenizerTable
 from gateway.tokenizer.huggingface import Tokenizer
+from gateway.tokenizer.special_tokens import SpecialTokens
+from gateway.tokenizer.template_files import load_chat_templates
+from gateway.tokenizer.template_set import ChatTemplates, RequestTemplates
 
-__all__ = ["ChatTemplate", "Detokenizer", "DetokenizerTable", "Tokenizer"]
+__all__ = [
+    "ChatTemplate",
+    "ChatTemplates",
+    "Detokenizer",
+    "DetokenizerTable",
+    "RequestTemplates",
+    "SpecialTokens",
+    "Tokenizer",
+    "load_chat_templates",
+]

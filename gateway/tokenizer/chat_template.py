@@ -1,20 +1,25 @@
-"""Chat templates: a conversation rendered to the text its model was trained on, in sandboxed jinja2.
+"""Chat templates: a conversation rendered to the text its model was trained on, just as transformers renders it.
 
-Threads: one compiled template serves every thread; rendering keeps all its state in locals. A template is compiled
-once, at start: compiled functions are immortal on 3.13t.
+Threads: one template serves every thread; all that changes while it renders is in locals.
 """
 
-import json
 from collections.abc import Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from gateway.errors import BadRequest
+from gateway.tokenizer.environment import CompiledTemplate
+from gateway.tokenizer.messages import REASONING, fitted
+from gateway.tokenizer.reasoning import open_marker
+from gateway.tokenizer.template_facts import Message, examine
+from gateway.types import ChatInput
+
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Marks the end of the message that is continued, as in transformers. Whether its space survives tells if the template
+strips contents."""
+TAIL_CHARACTERS = 512
+"""How much of a prompt's end is searched for the opening of the model's turn: more than any template writes there."""
+NO_THINKING = ("none", "minimal")
 
 
 class ChatTemplate:
@@ -23,64 +28,95 @@ class ChatTemplate:
     Raises jinja2.TemplateSyntaxError for a source that cannot be compiled.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
-        self._template = environment.from_string(source)
-        # jinja2 leaves a ChainMap here, which it copies in Python for every rendering.
-        self._template.globals = dict(self._template.globals)
-        self._special_tokens = special_tokens
+    def __init__(self, source: str, special_tokens: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._compiled = CompiledTemplate(source)
+        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.facts = examine(self._compiled, special_tokens)
 
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        arguments: Mapping[str, Any] = MappingProxyType({}),
-        continue_final_message: bool = False,
-    ) -> str:
+    def render(self, source: ChatInput) -> str:
         """The prompt, ending where the assistant begins to speak, or where the last message stops.
 
-        `arguments` are further variables of the template. Raises BadRequest when the template refuses.
+        Raises BadRequest when the template refuses.
         """
+        messages = fitted(source.messages, self.facts)
         variables = {
             "messages": messages,
-            "add_generation_prompt": not continue_final_message,
+            "tools": source.tools,
+            "documents": source.documents,
+            "add_generation_prompt": not source.continue_final_message,
             **self._special_tokens,
-            **arguments,
+            **self._thinking(source),
+            **source.template_arguments,
         }
-        text = self._render(variables)
-        return _up_to_last_message(text, messages) if continue_final_message else text
+        if not source.continue_final_message:
+            return self._compiled.render(variables)
+        field = source.continue_final_message if isinstance(source.continue_final_message, str) else "content"
+        continued = self._tag(messages, field)
+        return _up_to_tag(self._compiled.render(variables), continued)
 
-    def _render(self, variables: dict[str, Any]) -> str:
-        try:
-            return self._template.render(variables)
-        except jinja2.TemplateError as error:
-            raise BadRequest(f"the chat template refuses these messages: {error}", param="messages") from error
-        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
-            # What a template does with a shape it did not expect: still the messages' fault, not ours.
-            raise BadRequest(f"the chat template fails on these messages: {error}", param="messages") from error
+    def open_reasoning(self, prompt: str, source: ChatInput) -> str | None:
+        """The opening marker of the reasoning block that a rendered `prompt` leaves open, if it does.
+
+        Looks only at the model's own turn, so that markers in other messages do not count.
+        """
+        length = TAIL_CHARACTERS
+        if source.continue_final_message:
+            length += sum(len(str(value)) for value in source.messages[-1].values())
+        start = max(0, len(prompt) - length)
+        header = self.facts.header
+        place = prompt.rfind(header, start) if header else -1
+        if place >= 0:
+            return open_marker(prompt[place + len(header) :])
+        if source.continue_final_message:
+            return open_marker(prompt[start:])
+        marker = open_marker(prompt[start:])
+        return marker if marker and prompt.rstrip().endswith(marker.rstrip()) else None
+
+    def _thinking(self, source: ChatInput) -> dict[str, Any]:
+        """The client's wish to have it think or not, under the names that this template has for it."""
+        effort, wanted = source.reasoning_effort, source.thinking
+        if wanted is None and effort is not None and not self.facts.uses_effort:
+            wanted = effort not in NO_THINKING
+        variables: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        return variables if wanted is None else variables | dict.fromkeys(self.facts.toggles, wanted)
+
+    def _tag(self, messages: list[Message], field: str) -> str:
+        """Mark the end of the last message's `field`; returns what it says."""
+        if not messages or (value := messages[-1].get(field)) is None:
+            _refuse(f"needs a last message with {field!r}")
+        last = messages[-1]
+        fields = [field]
+        if field in REASONING:
+            fields = [name for name in REASONING if last.get(name) == value]
+        if not any(name in self.source for name in fields):
+            _refuse(f"cannot continue {field!r}: the chat template does not use it")
+        if isinstance(value, list):
+            return _tag_part(last, field, value)
+        if not isinstance(value, str):
+            _refuse(f"needs a last message whose {field!r} is text")
+        for name in fields:
+            last[name] = value + TAG
+        return value
 
 
-def _up_to_last_message(text: str, messages: list[dict[str, Any]]) -> str:
-    """What transformers does: drop all that the template writes after the last message's content."""
-    content = (messages[-1].get("content") or "").strip()
-    end = text.rfind(content)
-    if not content or end < 0:
-        raise BadRequest(
-            "continue_final_message needs a last message whose text the chat template leaves as it is",
-            param="continue_final_message",
-        )
-    return text[: end + len(content)]
+def _tag_part(message: Message, field: str, parts: list[Any]) -> str:
+    """Mark the last part that has a text, in a copy."""
+    for index in reversed(range(len(parts))):
+        if isinstance(parts[index], dict) and isinstance(text := parts[index].get("text"), str):
+            message[field] = [*parts[:index], {**parts[index], "text": text + TAG}, *parts[index + 1 :]]
+            return text
+    _refuse("needs a last message with a text")
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+def _up_to_tag(text: str, continued: str) -> str:
+    """Drop all that the template writes after the message, and the space it may have stripped from its end."""
+    place = text.rfind(TAG.strip())
+    if place < 0 or continued.strip() not in text:
+        _refuse("needs a last message whose text the chat template leaves as it is")
+    is_stripped = not text.startswith(TAG, place)
+    return text[:place].rstrip() if is_stripped else text[:place]
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
+def _refuse(why: str) -> NoReturn:
+    raise BadRequest(f"continue_final_message {why}", param="continue_final_message")

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder's tokenizer.
+"""The tokenizer of a model folder, as the gateway uses it.
 
 Threads: `encode` may be called from any thread at once; nothing here changes after `load` (truncation and padding
 are switched off there, since setting them later on a shared tokenizer is a race).
@@ -7,26 +7,28 @@ are switched off there, since setting them later on a shared tokenizer is a race
 import json
 from array import array
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from engine_adapters import tokenizer_file
-from gateway.tokenizer.chat_template import ChatTemplate
 from gateway.tokenizer.detokenize import DetokenizerTable
+from gateway.tokenizer.special_tokens import SpecialTokens, read_special_tokens
+from gateway.tokenizer.tokenizer_files import load_tokenizer
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+NO_SPECIALS = SpecialTokens({})
 
 
 class Tokenizer:
-    """`tokenizer.json`, loaded. `fingerprint` says over the wire that an executor has the same vocabulary."""
+    """A tokenizer and its vocabulary. `fingerprint` says over the wire that an executor has the same one."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, specials: SpecialTokens = NO_SPECIALS) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self.specials = specials
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
+        self.base_size: int = tokenizer.get_vocab_size(with_added_tokens=False)
         self.fingerprint = tokenizer_file.fingerprint(vocabulary)
         added = tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -36,13 +38,13 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Raises TokenizerFileError, which names the file and what is wrong with it."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise tokenizer_file.TokenizerFileError(f"{path} does not exist; a model folder needs it")
-        try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
-            raise tokenizer_file.TokenizerFileError(f"{path} cannot be loaded: {error}") from error
+        tokenizer = load_tokenizer(folder)
+        return cls(tokenizer, read_special_tokens(folder, tokenizer))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
 
     def encode(self, text: str) -> bytes:
         """The ids of `text`, special tokens in it recognised, none added, as little-endian u32."""
@@ -66,31 +68,6 @@ def _byte_level(token: str) -> bytes:
         return bytes(tokenizer_file.BYTE_LEVEL[character] for character in token)
     except KeyError:
         return token.encode()
-
-
-def load_chat_template(folder: Path) -> ChatTemplate:
-    """The folder's chat template; raises TokenizerFileError when it has none or a broken one."""
-    path = folder / "tokenizer_config.json"
-    settings = tokenizer_file.read_json(path)
-    separate = folder / "chat_template.jinja"
-    source = separate.read_text("utf-8") if separate.is_file() else _default_template(settings.get("chat_template"))
-    if source is None:
-        raise tokenizer_file.TokenizerFileError(f"{path} has no chat_template, and there is no {separate.name} either")
-    special_tokens = {
-        name: token["content"] if isinstance(token, dict) else token
-        for name in SPECIAL_TOKENS
-        if (token := settings.get(name)) is not None
-    }
-    try:
-        return ChatTemplate(source, special_tokens)
-    except Exception as error:  # jinja2 raises its own and, for odd sources, Python's compile errors
-        raise tokenizer_file.TokenizerFileError(f"the chat template of {folder} does not compile: {error}") from error
-
-
-def _default_template(value: Any) -> str | None:
-    if isinstance(value, list):
-        return next((entry["template"] for entry in value if entry.get("name") == "default"), None)
-    return value if isinstance(value, str) else None
 
 
 def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:

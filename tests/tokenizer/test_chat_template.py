@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
 from gateway.tokenizer import ChatTemplate
+from gateway.types import ChatInput
 
 USER = {"role": "user", "content": "Hi"}
 SIMPLE = (
@@ -17,7 +18,7 @@ SIMPLE = (
 
 
 def render(source: str, *messages: dict[str, Any], **special_tokens: str) -> str:
-    return ChatTemplate(source, special_tokens).render([*messages] or [USER])
+    return ChatTemplate(source, special_tokens).render(ChatInput([*messages] or [USER]))
 
 
 def test_messages_are_rendered_up_to_where_the_assistant_begins() -> None:
@@ -112,16 +113,17 @@ def test_content_is_never_taken_for_a_template(content: str, role: str) -> None:
 
 
 def test_a_final_message_may_be_continued() -> None:
-    template = ChatTemplate(SIMPLE + "<end>", {})
+    template = ChatTemplate(SIMPLE + "<end>")
     messages = [USER, {"role": "assistant", "content": "Well, "}]
 
-    assert template.render(messages, continue_final_message=True) == "<user>Hi<assistant>Well,"
+    assert template.render(ChatInput(messages, continue_final_message=True)) == "<user>Hi<assistant>Well, "
 
 
 def test_a_final_message_that_the_template_drops_cannot_be_continued() -> None:
-    template = ChatTemplate("{{ messages[0].content }}", {})
+    template = ChatTemplate("{{ messages[0].content }}")
     for content in ("gone", "", None):
+        messages = [USER, {"role": "assistant", "content": content}]
         with pytest.raises(BadRequest) as caught:
-            template.render([USER, {"role": "assistant", "content": content}], continue_final_message=True)
+            template.render(ChatInput(messages, continue_final_message=True))
 
         assert caught.value.param == "continue_final_message"
