@@ -1,4 +1,5 @@
-"""The command line: `python3.13t -m gateway` serves, `python3.13t -m gateway doctor` examines the installation."""
+"""The command line: `python3.13t -m gateway` serves, `... doctor` examines the installation, `... parse`
+reads captured answers."""
 
 import gc
 import os
@@ -6,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from engine_adapters.tokenizer_file import TokenizerFileError
-from gateway import config, doctor, log, server
+from gateway import config, doctor, log, parse_command, server
 from gateway.model import load_models
 from gateway.routing import AddressError, WorkerAddress
 from gateway.tokenizer import RequestTemplates
@@ -14,10 +15,13 @@ from gateway.tokenizer import RequestTemplates
 USAGE_ERROR = 2
 
 
+COMMANDS = {"doctor": doctor.main, "parse": parse_command.main}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command to its end; returns the exit code."""
-    if arguments and arguments[0] == "doctor":
-        return doctor.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     try:
         return serve(config.load(arguments, os.environ))
     except (config.ConfigError, TokenizerFileError, AddressError, server.StartError) as error:

@@ -10,9 +10,12 @@ from engine_adapters.tokenizer_file import (
     TokenizerFileError,
     read_context_length,
     read_eos_token_ids,
+    read_json_if_there,
     read_vocab_size,
 )
+from gateway.parsers.detect import Signs
 from gateway.tokenizer import ChatTemplates, RequestTemplates, Tokenizer, load_chat_templates
+from gateway.tokenizer.template_files import find_sources
 
 DEMO_FOLDER = Path(__file__).parent.parent / "engine_adapters" / "simulator" / "model"
 DEMO_NAME = "demo"
@@ -63,6 +66,18 @@ class Model:
             system_fingerprint=fingerprint(tokenizer, templates),
             warnings=tuple(oddities(folder, tokenizer, templates)),
         )
+
+
+def read_signs(folder: Path) -> Signs:
+    """What to recognise a model folder by; raises TokenizerFileError."""
+    if not folder.is_dir():
+        raise TokenizerFileError(f"{folder} is not a folder")
+    return signs_of(folder, Tokenizer.load(folder), [source for _, source in find_sources(folder).values()])
+
+
+def signs_of(folder: Path, tokenizer: Tokenizer, templates: list[str]) -> Signs:
+    model_type = str(read_json_if_there(folder / "config.json").get("model_type", ""))
+    return Signs(model_type, "\n".join(templates), tokenizer.added_tokens)
 
 
 def fingerprint(tokenizer: Tokenizer, templates: ChatTemplates) -> str:

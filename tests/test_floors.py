@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"config", "threads", "types"},
     {"parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
-    {"doctor", "http_loop"},
+    {"doctor", "http_loop", "parse_command"},
     {"generate"},
     {"api", "granian_server", "http_server", "watch"},
     {"app"},

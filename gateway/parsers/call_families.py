@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway.parsers.formats import CallGrammar
 from gateway.parsers.harmony import Harmony
-from gateway.parsers.literals import gemma_object
+from gateway.parsers.literals import GEMMA_QUOTES, gemma_object
 from gateway.parsers.reader import Reader, call_id, short_id
 from gateway.parsers.sequences import JSON, PYTHON, Either, Named, Sequence
 from gateway.parsers.tagged import Tagged, invoke, xml
@@ -42,11 +42,12 @@ DEEPSEEK = Named(
     openers=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
     call_open="<｜tool▁call▁begin｜>",
     head_ends=("```", "{", "<｜tool▁call▁end｜>"),
+    inner_tags=("<｜tool▁sep｜>",),
     head=re.compile(r"\s*(?:\w+\s*<｜tool▁sep｜>\s*(?=\S))?(?P<name>[^\s<]+)\s*(?:<｜tool▁sep｜>)?\s*"),
     call_ends=("<｜tool▁call▁end｜>",),
     section_ends=("<｜tool▁calls▁end｜>",),
 )
-LLAMA = Sequence(openers=("<|python_tag|>",), closers=("<|eom_id|>", "<|eot_id|>"), bare=("{", "["))
+LLAMA = Sequence(openers=("<|python_tag|>",), bare=("{", "["))
 COHERE_WRAPPERS = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>")
 KIMI_K3_WRAPPERS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>")
 
@@ -226,6 +227,7 @@ CALL_FAMILIES = (
             head_ends=("{",),
             head=re.compile(r"\s*(?:call:)?\s*(?P<name>[^\s{]+)\s*"),
             call_ends=("<tool_call|>",),
+            inner_tags=GEMMA_QUOTES,
             value=gemma_object,
         ),
     ),
@@ -240,6 +242,7 @@ CALL_FAMILIES = (
             head_ends=("{",),
             head=re.compile(r"\s*(?:call:)?\s*(?P<name>[^\s{]+)\s*"),
             call_ends=("<end_function_call>",),
+            inner_tags=GEMMA_QUOTES,
             value=gemma_object,
         ),
     ),
@@ -340,6 +343,7 @@ CALL_FAMILIES = (
                 openers=("[TOOL_CALLS]",),
                 call_open="[TOOL_CALLS]",
                 head_ends=("[ARGS]", "{"),
+                inner_tags=("[CALL_ID]",),
                 head=re.compile(r"\s*(?P<name>[^\s\[{]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w*)\s*)?"),
             ),
         ),
@@ -353,7 +357,7 @@ CALL_FAMILIES = (
         aliases=("llama4",),
         grammar=Sequence(
             openers=("<|python_start|>", "<|python_tag|>"),
-            closers=("<|python_end|>", "<|eom|>", "<|eot|>"),
+            closers=("<|python_end|>",),
             bare=("[",),
             bare_behind=("",),
             items=(PYTHON,),

@@ -8,10 +8,13 @@ from gateway.parsers.reader import Malformed, Reader, Step
 
 
 class CallGrammar(Protocol):
-    """How a family writes its calls. `markers` are what one may begin with."""
+    """How a family writes its calls. `markers` are what one may begin with, `tags` all its markup."""
 
     @property
     def markers(self) -> tuple[str, ...]: ...
+
+    @property
+    def tags(self) -> tuple[str, ...]: ...
 
     def read(self, reader: Reader, opener: str) -> Step[None]:
         """Reads what is behind `opener`; raises Malformed where it is no call."""
@@ -59,11 +62,11 @@ class Plan:
         object.__setattr__(self, "_bare", getattr(self.calls, "bare", ()))
 
     @property
-    def markers(self) -> tuple[str, ...]:
-        """All that must be seen in the text, even where it is a special token."""
+    def tags(self) -> tuple[str, ...]:
+        """All markup: it must be seen in the text, even where it is a special token."""
         wrapping = self.wrapping
         around = (*wrapping.starts, *wrapping.ends) if wrapping else ()
-        return (*around, *(self.calls.markers if self.calls else ()), *self.drops)
+        return (*around, *(self.calls.tags if self.calls else ()), *self.drops)
 
     def run(self, reader: Reader, opens_reasoning: bool | None) -> Step[None]:
         """The whole answer."""

@@ -24,8 +24,8 @@ class Harmony:
     tells_calls: bool = True
 
     @property
-    def markers(self) -> tuple[str, ...]:
-        """All that must be seen in the text, even where it is a special token."""
+    def tags(self) -> tuple[str, ...]:
+        """All markup: it must be seen in the text, even where it is a special token."""
         return (MESSAGE, *HEAD_OPENS, *ENDS, "<|constrain|>")
 
     def run(self, reader: Reader, opens_reasoning: bool | None) -> Step[None]:

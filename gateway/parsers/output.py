@@ -4,16 +4,12 @@ import logging
 from collections.abc import Callable
 
 from gateway import log
-from gateway.parsers.call_families import CALL_FAMILIES, CallFamily, Family
+from gateway.parsers.call_families import CallFamily
 from gateway.parsers.formats import Plan
 from gateway.parsers.harmony import Harmony
 from gateway.parsers.reader import Reader, Tools, call_id
-from gateway.parsers.reasoning_families import REASONING_FAMILIES, ReasoningFamily
+from gateway.parsers.reasoning_families import ReasoningFamily
 from gateway.types import Piece
-
-
-class UnknownParser(Exception):
-    """No parser has this name; the message lists those there are."""
 
 
 class Format:
@@ -85,22 +81,3 @@ class OutputParser:
             for place, why in reader.faults:
                 log.event(logging.DEBUG, "no tool call", parser=self._name, position=place, why=why)
         return reader.pieces()
-
-
-def find_calls(name: str) -> CallFamily:
-    """The call family of a name or alias; raises UnknownParser."""
-    return _find(name, CALL_FAMILIES, "tool")
-
-
-def find_reasoning(name: str) -> ReasoningFamily:
-    """The reasoning family of a name or alias; raises UnknownParser."""
-    return _find(name, REASONING_FAMILIES, "reasoning")
-
-
-def _find[Kind: Family](name: str, families: tuple[Kind, ...], kind: str) -> Kind:
-    wanted = name.lower().replace("-", "_")
-    for family in families:
-        if wanted == family.name or wanted in family.aliases:
-            return family
-    names = ", ".join(family.name for family in families)
-    raise UnknownParser(f"there is no {kind} parser {name!r}; there is {names}, or give package.module:Class")

@@ -91,19 +91,19 @@ REASONING_FAMILIES = (
         wrapping=Wrapping(*THINK, drops=("<answer>\n", "\n</answer>")),
     ),
     ReasoningFamily(
+        "deepseek_v31",
+        "DeepSeek V3.1, V3.2, V4",
+        signs=("<think>", "thinking"),
+        model_types=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
+        aliases=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
+        wrapping=Wrapping(*THINK),
+    ),
+    ReasoningFamily(
         "deepseek_r1",
         "DeepSeek R1",
         signs=("<think>",),
         model_types=("deepseek_v3",),
         wrapping=Wrapping(*THINK, opens=True, ends_at_call=False),
-    ),
-    ReasoningFamily(
-        "deepseek_v31",
-        "DeepSeek V3.1, V3.2, V4",
-        signs=("<think>",),
-        model_types=("deepseek_v32", "deepseek_v4"),
-        aliases=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
-        wrapping=Wrapping(*THINK),
     ),
     ReasoningFamily(
         "glm45",

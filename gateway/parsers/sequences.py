@@ -35,6 +35,10 @@ class Sequence:
     def markers(self) -> tuple[str, ...]:
         return (*self.openers, *(before + opener for before in self.bare_behind for opener in self.bare))
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (*self.openers, *self.closers)
+
     def read(self, reader: Reader, opener: str) -> Step[None]:
         """All calls behind `opener`."""
         is_bare = opener not in self.openers
@@ -122,6 +126,8 @@ class Named:
     head: re.Pattern[str]
     call_ends: tuple[str, ...] = ()
     section_ends: tuple[str, ...] = ()
+    inner_tags: tuple[str, ...] = ()
+    """What else may stand in a head or an object."""
     value: Value = json_value
     counts_calls: bool = False
     """The model numbers the calls of a conversation itself: `functions.NAME:NUMBER` is their id."""
@@ -133,6 +139,10 @@ class Named:
     @property
     def markers(self) -> tuple[str, ...]:
         return self.openers
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (*self.openers, *self.head_ends, *self.inner_tags, *self.call_ends, *self.section_ends)
 
     def read(self, reader: Reader, opener: str) -> Step[None]:
         """All calls behind `opener`."""
@@ -188,6 +198,10 @@ class Either:
     @property
     def markers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.rows.markers, *self.other.markers)))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (*self.rows.tags, *self.other.tags)
 
     def read(self, reader: Reader, opener: str) -> Step[None]:
         """All calls behind `opener`."""

@@ -63,6 +63,12 @@ class Tagged:
     def markers(self) -> tuple[str, ...]:
         return self.openers
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        singles = filter(None, (self.key_end, self.value_open, self.object_open, self.object_end))
+        calls = (*self.call_opens, *self.head_ends, *self.call_ends, *self.section_ends)
+        return (*self.openers, *calls, *self.keys, *self.value_ends, *self.fillers, *singles)
+
     def read(self, reader: Reader, opener: str) -> Step[None]:
         """All calls behind `opener`."""
         before = reader.calls + reader.refused

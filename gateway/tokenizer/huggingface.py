@@ -32,6 +32,7 @@ class Tokenizer:
         self.fingerprint = tokenizer_file.fingerprint(vocabulary)
         added = tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.added_tokens = {token.content: token_id for token_id, token in added.items()}
         pieces = self._pieces(vocabulary) if _is_byte_level(tokenizer) else None
         self.table = DetokenizerTable.of(tokenizer, special_ids, pieces)
 

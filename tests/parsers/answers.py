@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.parsers.output import Format, find_calls, find_reasoning
+from gateway.parsers.detect import named_calls, named_reasoning
+from gateway.parsers.output import Format
 from gateway.parsers.reader import Tools
 from gateway.types import CallDelta, Content, Piece, Reasoning
 
@@ -22,7 +23,7 @@ class Answer:
 
 
 def format_of(calls: str | None, reasoning: str | None = None) -> Format:
-    return Format(find_reasoning(reasoning) if reasoning else None, find_calls(calls) if calls else None)
+    return Format(named_reasoning(reasoning) if reasoning else None, named_calls(calls) if calls else None)
 
 
 def read(form: Format, pieces: Iterable[str], tools: Tools | None = None, opens: bool | None = None) -> Answer:
