@@ -15,6 +15,7 @@ from gateway.api import chat, completions, unavailable
 from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
 from gateway.api.answer import Endpoint
+from gateway.api.parse import ParseFunctionCall, ParseReasoning
 from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
 from gateway.api.tokens import Detokenize, Tokenize
@@ -55,6 +56,8 @@ class App:
                 Route("/v1/tokenize", Tokenize(gateway), methods=["POST"]),
                 Route("/v1/detokenize", Detokenize(gateway), methods=["POST"]),
                 Route("/v1/models", Models(gateway), methods=["GET"]),
+                Route("/parse/function_call", ParseFunctionCall(gateway), methods=["POST"]),
+                Route("/parse/reasoning", ParseReasoning(gateway), methods=["POST"]),
                 Route("/health", live, methods=["GET"]),
                 Route("/live", live, methods=["GET"]),
                 Route("/ready", Ready(gateway), methods=["GET"]),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway import config, doctor, log, parse_command, server
-from gateway.model import load_models
+from gateway.model import ParserNames, load_models
+from gateway.parsers.detect import UnknownParser
 from gateway.routing import AddressError, WorkerAddress
 from gateway.tokenizer import RequestTemplates
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         return COMMANDS[arguments[0]](arguments[1:])
     try:
         return serve(config.load(arguments, os.environ))
-    except (config.ConfigError, TokenizerFileError, AddressError, server.StartError) as error:
+    except (config.ConfigError, TokenizerFileError, UnknownParser, AddressError, server.StartError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return USAGE_ERROR
 
@@ -36,7 +37,10 @@ def serve(settings: config.Config) -> int:
     log.configure(settings.log_format, settings.log_level)
     workers = [WorkerAddress.parse(url) for url in settings.worker]
     models = load_models(
-        settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
+        settings.model_path,
+        settings.chat_template,
+        RequestTemplates(settings.allow_request_templates),
+        ParserNames(settings.tool_parser, settings.reasoning_parser),
     )
     gc.freeze()
     return server.run(settings, models, workers)

@@ -57,6 +57,18 @@ class Config:
         "N",
         between(0, 10000),
     )
+    tool_parser: tuple[str, ...] = option(
+        (),
+        "how a model writes tool calls: a name of `gateway parse --list`, auto, none, or package.module:Class",
+        "[MODEL=]PARSER",
+        default_text="auto",
+    )
+    reasoning_parser: tuple[str, ...] = option(
+        (),
+        "how a model wraps its reasoning: as for --tool-parser",
+        "[MODEL=]PARSER",
+        default_text="auto",
+    )
     worker: tuple[str, ...] = option(
         (),
         "an executor, such as step://host:port?model=NAME&role=any&weight=1",

@@ -9,16 +9,17 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from engine_adapters.base import EngineInfo, Finish, FinishReason, Logprobs, Submission
+from engine_adapters.base import Constraint, EngineInfo, Finish, FinishReason, Logprobs, Submission
 from gateway.config import Config
-from gateway.decoder import AnswerDecoder
+from gateway.decoder import AnswerDecoder, AnswerReader
 from gateway.engines import EngineThread
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
-from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
+from gateway.metrics import NO_TOOL_CALLS, RETRIES, TOOL_CALLS, WIRE_FAULTS, Registry
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Router, Worker
+from gateway.schemas import Validators
 from gateway.streams import Stream, Take
 from gateway.threads import Supervisor
 from gateway.types import (
@@ -28,7 +29,6 @@ from gateway.types import (
     Input,
     Prompt,
     RequestRecord,
-    Text,
     TextInput,
     TokensInput,
     Usage,
@@ -47,6 +47,7 @@ class Gateway:
     router: Router
     engine: EngineThread
     tokenize: Pool
+    validators: Validators
     registry: Registry
     supervisor: Supervisor
     loops: list[HttpLoop] = field(default_factory=list)
@@ -77,8 +78,11 @@ async def generate(
     """Have `output` told what the model says, until it stops or is stopped; the last event is Usage."""
     model = gateway.model(request.model)
     prompt = await prepare(gateway, model, request, record)
-    submission = submission_for(model, request, prompt)
-    decoders = [AnswerDecoder(index, loop.tables[model.name], request.output) for index in range(request.n)]
+    submission = submission_for(model, request, prompt, constraint_for(gateway, model, request, prompt))
+    decoders = [
+        AnswerDecoder(index, loop.tables[model.name], request.output, reader_for(model, request, prompt))
+        for index in range(request.n)
+    ]
     try:
         async with Attempts(gateway, loop, model, submission, record) as stream:
             answering = Answering(decoders, record, output, stream.drop)
@@ -90,7 +94,8 @@ async def generate(
         account(loop, record, decoders)
     first = decoders[0].finish
     prompt_logprobs = first.prompt_logprobs if first else None
-    output.put(Usage(prompt.length, record.completion_tokens, record.cached_tokens, prompt_logprobs))
+    tokens = (record.completion_tokens, record.cached_tokens)
+    output.put(Usage(prompt.length, *tokens, prompt_logprobs, record.reasoning_tokens))
 
 
 class Answering:
@@ -108,11 +113,11 @@ class Answering:
     def take(self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> bool:
         """False when the output wants a flush or everything has ended; raises what `finish` says went wrong."""
         decoder, put = self._decoders[index], self._output.put
-        text = decoder.feed(token_ids, finish)
+        event = decoder.event(token_ids, finish, logprobs)
         self._record.completion_tokens += len(token_ids)
         goes_on = True
-        if text or logprobs is not None:
-            goes_on = put(Text(index, text, token_ids, logprobs))
+        if event is not None:
+            goes_on = put(event)
         if decoder.finished is not None:
             self.unfinished -= 1
             if finish is None:
@@ -126,6 +131,13 @@ def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]
     record.last_token = time.monotonic()
     record.completion_tokens = sum(decoder.completion_tokens for decoder in decoders)
     record.cached_tokens = max(decoder.finish.cached_tokens if decoder.finish else 0 for decoder in decoders)
+    readers = [decoder.reader for decoder in decoders if decoder.reader]
+    record.reasoning_tokens = sum(reader.reasoning_tokens for reader in readers)
+    for reader in readers:
+        cells = {TOOL_CALLS: reader.parser.calls, NO_TOOL_CALLS: reader.parser.faults}
+        for metric, count in cells.items():
+            if count:
+                loop.cells.add(metric, (record.model, reader.parser.name), count)
     unknown = sum(decoder.unknown_tokens for decoder in decoders)
     if unknown:
         loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
@@ -161,7 +173,39 @@ def render_and_encode(model: Model, source: Input) -> Prompt:
     return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning)
 
 
-def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Submission:
+def reader_for(model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
+    """What finds reasoning and calls in one answer; None where there is nothing to find."""
+    if request.reading is None:
+        return None
+    parser = model.formats.parser(request.reading, prompt.opens_reasoning is not None)
+    if parser is None:
+        return None
+    return AnswerReader(parser, model.reasoning_end_ids, request.reading.streams_reasoning)
+
+
+def constraint_for(gateway: Gateway, model: Model, request: GenerateRequest, prompt: Prompt) -> Constraint | None:
+    """The request's, such that it leaves the reasoning alone where the model is going to reason."""
+    constraint = request.constraint
+    if constraint is not None and request.constraint_is_wish:
+        states = gateway.router.snapshot().values()
+        infos = [state.info for state in states if state.model == model.name and state.info is not None]
+        if not all(f"constraint.{constraint.kind}" in info.features for info in infos):
+            return None
+    if constraint is None or constraint.kind == "structural_tag" or not model.reasoning_end:
+        return constraint
+    tail = prompt.token_ids[-CLOSED_TAIL:]
+    if prompt.opens_reasoning is None and any(
+        tail.startswith(model.reasoning_end, start) for start in range(0, len(tail), 4)
+    ):
+        return constraint  # the prompt has opened and closed it
+    return replace(constraint, begins_after=model.reasoning_end)
+
+
+CLOSED_TAIL = 4 * 8
+"""Bytes of a prompt's last tokens, in which a template closes the reasoning that is not wanted."""
+
+
+def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, constraint: Constraint | None) -> Submission:
     """Raises BadRequest when prompt and completion do not fit the context."""
     param = "messages" if isinstance(request.input, ChatInput) else "prompt"
     if prompt.length == 0:
@@ -191,7 +235,7 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Su
         priority=request.priority,
         cache_salt=request.cache_salt,
         lora=request.lora,
-        constraint=request.constraint,
+        constraint=constraint,
         kv_retention=request.kv_retention,
         stream=request.stream,
     )

@@ -31,6 +31,8 @@ class HttpLoop:
     def __init__(self, cells: Cells, tables: dict[str, DetokenizerTable], request_seconds: float) -> None:
         self.name = threading.current_thread().name
         self.cells = cells
+        self.warned: set[str] = set()
+        """What this loop need not tell the log again."""
         self.tables = tables
         self._request_seconds = request_seconds
         self._loop = asyncio.get_running_loop()

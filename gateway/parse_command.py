@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway.model import read_signs
-from gateway.parsers.call_families import CALL_FAMILIES, Family
+from gateway.parsers.call_families import CALL_FAMILIES
 from gateway.parsers.detect import AUTO, Signs, UnknownParser, choose_calls, choose_reasoning
+from gateway.parsers.family import Family
 from gateway.parsers.json_value import parsed
 from gateway.parsers.message import Call, Message
 from gateway.parsers.output import Format

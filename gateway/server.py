@@ -47,6 +47,7 @@ from gateway.metrics import (
 from gateway.model import Model
 from gateway.pools import Pool
 from gateway.routing import STATES, Router, WorkerAddress
+from gateway.schemas import Validators
 from gateway.threads import Alarm, Supervisor
 from gateway.watch import Watch
 
@@ -76,6 +77,7 @@ class Server:
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
             tokenize=Pool("tokenize", config.tokenize_threads, supervisor, cores),
+            validators=Validators(),
             registry=registry,
             supervisor=supervisor,
         )

@@ -10,7 +10,7 @@ from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
-    {"config", "threads", "types"},
+    {"config", "schemas", "threads", "types"},
     {"parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
     {"doctor", "http_loop", "parse_command"},

@@ -14,6 +14,7 @@ from gateway.api.reply import json_text, on_one_line, quoted
 from gateway.generate import Gateway, Output, generate, prepare
 from gateway.http_loop import HttpLoop
 from gateway.model import Model
+from gateway.parsers.message import Message
 from gateway.types import (
     Event,
     Finished,
@@ -133,9 +134,9 @@ class CompletionAnswer(Answer):
     def note(self, event: Text) -> None:
         self._logprobs[event.index] = joined(self._logprobs[event.index], self._logprobs_of(event))
 
-    def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
+    def whole_choice(self, index: int, message: Message, finish_reason: str) -> dict[str, Any]:
         logprobs = joined(self._prompt_logprobs[index], self._logprobs[index])
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "text": message.content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def opening(self, index: int) -> str:
         return ""

@@ -19,7 +19,7 @@ MAX_PRIORITY = (1 << 31) - 1
 MAX_BIAS = 100.0
 MAX_DIGITS = 10
 """Of a token id."""
-ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
+ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's that ask nothing of a gateway."""
 
 

@@ -1,38 +1,13 @@
 """How each family writes its calls, as data: a line here, and it can be named, detected and listed."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from gateway.parsers.formats import CallGrammar
+from gateway.parsers.family import CallFamily
 from gateway.parsers.harmony import Harmony
 from gateway.parsers.literals import GEMMA_QUOTES, gemma_object
-from gateway.parsers.reader import Reader, call_id, short_id
+from gateway.parsers.reader import short_id
 from gateway.parsers.sequences import JSON, PYTHON, Either, Named, Sequence
 from gateway.parsers.tagged import Tagged, invoke, xml
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a format is named and recognised: by all of `signs` in the chat template or the vocabulary, and by
-    config.json's `model_type`."""
-
-    name: str
-    models: str
-    """In words."""
-    signs: tuple[str, ...] = ()
-    model_types: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CallFamily(Family):
-    """`drops` is markup in the answer that means nothing; `new_id` makes ids as the family's clients expect them."""
-
-    grammar: CallGrammar | Harmony = Sequence()
-    drops: tuple[str, ...] = ()
-    new_id: Callable[[Reader], str] = call_id
-
 
 DSML = "｜DSML｜"
 DSML_TAGS = (DSML, DSML + " ")
@@ -59,6 +34,11 @@ CALL_FAMILIES = (
         model_types=("gpt_oss",),
         aliases=("gpt_oss", "openai"),
         grammar=Harmony(),
+        tag=(
+            "<|channel|>commentary to=",
+            "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>",
+            "<|call|>",
+        ),
     ),
     CallFamily(
         "kimi_k3",
@@ -133,6 +113,7 @@ CALL_FAMILIES = (
         "DeepSeek V3.1",
         signs=("<｜tool▁calls▁begin｜>",),
         aliases=("deepseekv31", "deepseek31"),
+        tag=("<｜tool▁call▁begin｜>", "<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
         grammar=DEEPSEEK,
         drops=("<｜end▁of▁sentence｜>",),
     ),
@@ -329,6 +310,7 @@ CALL_FAMILIES = (
         signs=("<tool_call>",),
         model_types=("qwen2", "qwen3", "qwen3_moe", "granitemoehybrid"),
         aliases=("qwen", "qwen25", "qwen3", "granite4"),
+        tag=("<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
         grammar=Sequence(openers=("<tool_call>",), closers=("</tool_call>",)),
     ),
     CallFamily(

@@ -5,10 +5,11 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.parsers.call_families import CALL_FAMILIES, CallFamily, Family
+from gateway.parsers.call_families import CALL_FAMILIES
+from gateway.parsers.family import CallFamily, Family, ReasoningFamily
 from gateway.parsers.formats import Wrapping
 from gateway.parsers.harmony import Harmony
-from gateway.parsers.reasoning_families import REASONING_FAMILIES, ReasoningFamily
+from gateway.parsers.reasoning_families import REASONING_FAMILIES
 
 AUTO, NONE = "auto", "none"
 

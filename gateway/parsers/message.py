@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gateway.types import CallDelta, Content, Piece
+from gateway.types import CallDelta, Content, Piece, Text
 
 
 @dataclass(slots=True)
@@ -34,8 +34,12 @@ class Message:
     def reasoning(self) -> str:
         return "".join(self._reasoning)
 
-    def add_text(self, text: str) -> None:
-        self._content.append(text)
+    def add_event(self, event: Text) -> None:
+        if event.pieces:
+            for piece in event.pieces:
+                self.add(piece)
+        elif event.text:
+            self._content.append(event.text)
 
     def add(self, piece: Piece) -> None:
         if isinstance(piece, CallDelta):

@@ -4,22 +4,26 @@ import logging
 from collections.abc import Callable
 
 from gateway import log
-from gateway.parsers.call_families import CallFamily
-from gateway.parsers.formats import Plan
+from gateway.parsers.call_families import CALL_FAMILIES
+from gateway.parsers.detect import Choice
+from gateway.parsers.family import CallFamily, ReasoningFamily
+from gateway.parsers.formats import Plan, Wrapping
 from gateway.parsers.harmony import Harmony
 from gateway.parsers.reader import Reader, Tools, call_id
-from gateway.parsers.reasoning_families import ReasoningFamily
-from gateway.types import Piece
+from gateway.types import Piece, Reading
+
+ARRAY = next(family for family in CALL_FAMILIES if family.name == "array")
 
 
 class Format:
     """A reasoning family and a call family, made ready. Shared by all answers of a model; nothing in it changes."""
 
-    def __init__(self, reasoning: ReasoningFamily | None, calls: CallFamily | None) -> None:
+    def __init__(self, reasoning: ReasoningFamily | None, calls: CallFamily | None, is_harmony: bool = False) -> None:
         self.name = "+".join(family.name for family in (reasoning, calls) if family)
-        self.plan = plan_of(reasoning, calls)
+        self.plan = plan_of(reasoning, calls, is_harmony)
         self.new_id: Callable[[Reader], str] = calls.new_id if calls else call_id
         self.reads_calls = calls is not None
+        self.is_plain = not self.plan.tags and not self.reads_calls and reasoning is None
 
     def parser(self, tools: Tools | None = None, opens_reasoning: bool | None = None) -> "OutputParser":
         """For one answer. `tools` None: any call is one. `opens_reasoning` says whether the prompt ends inside of the
@@ -27,21 +31,62 @@ class Format:
         return OutputParser(self, tools or Tools(), opens_reasoning)
 
 
-def plan_of(reasoning: ReasoningFamily | None, calls: CallFamily | None) -> Plan | Harmony:
+def plan_of(reasoning: ReasoningFamily | None, calls: CallFamily | None, is_harmony: bool) -> Plan | Harmony:
     wrapping = reasoning.wrapping if reasoning else None
     grammar = calls.grammar if calls else None
-    if isinstance(wrapping, Harmony) or isinstance(grammar, Harmony):
+    if is_harmony or isinstance(wrapping, Harmony) or isinstance(grammar, Harmony):
         return Harmony(isinstance(wrapping, Harmony), isinstance(grammar, Harmony))
     return Plan(wrapping, grammar, calls.drops if calls else ())
+
+
+class Formats:
+    """All formats of one model: its own, in part or whole, and that of forced calls."""
+
+    def __init__(self, reasoning: Choice[ReasoningFamily], calls: Choice[CallFamily]) -> None:
+        self.reasoning = reasoning
+        self.calls = calls
+        self.is_harmony = any(
+            isinstance(format_, Harmony)
+            for format_ in (
+                reasoning.family.wrapping if reasoning.family else None,
+                calls.family.grammar if calls.family else None,
+            )
+        )
+        """Its answers are messages with heads, which are no text for anyone."""
+        self._forced = calls.family if self.is_harmony else ARRAY
+        self._formats = {
+            (separates, family): Format(reasoning.family if separates else None, family, self.is_harmony)
+            for separates in (True, False)
+            for family in {None, calls.family, self._forced}
+        }
+
+    @property
+    def reasoning_ends(self) -> tuple[str, ...]:
+        """What ends the reasoning; empty when there is none, or it has no one end."""
+        wrapping = self.reasoning.family.wrapping if self.reasoning.family else None
+        return wrapping.ends if isinstance(wrapping, Wrapping) else ()
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """All markup, so that it is seen even where it is a special token."""
+        return frozenset(tag for form in self._formats.values() for tag in form.plan.tags)
+
+    def parser(self, reading: Reading, opens_reasoning: bool) -> "OutputParser | None":
+        """For one answer; None when there is nothing to be found in it."""
+        family = self._forced if reading.is_forced else self.calls.family if reading.tools is not None else None
+        form = self._formats[reading.separates_reasoning, family]
+        if form.is_plain:
+            return None
+        return form.parser(Tools(reading.tools or {}, reading.first_call, reading.most_calls), opens_reasoning)
 
 
 class OutputParser:
     """Belongs to one answer. The joined pieces do not depend on how its text was cut; after `flush` it is over."""
 
-    __slots__ = ("_name", "_reader", "_steps")
+    __slots__ = ("_reader", "_steps", "name")
 
     def __init__(self, form: Format, tools: Tools, opens_reasoning: bool | None) -> None:
-        self._name = form.name
+        self.name = form.name
         self._reader = Reader(tools if form.reads_calls else None)
         self._reader.new_id = form.new_id
         self._steps = form.plan.run(self._reader, opens_reasoning)
@@ -79,5 +124,5 @@ class OutputParser:
         reader.end()
         if reader.faults and log.logger.isEnabledFor(logging.DEBUG):
             for place, why in reader.faults:
-                log.event(logging.DEBUG, "no tool call", parser=self._name, position=place, why=why)
+                log.event(logging.DEBUG, "no tool call", parser=self.name, position=place, why=why)
         return reader.pieces()

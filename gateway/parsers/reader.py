@@ -34,15 +34,20 @@ class Malformed(Exception):
 class Tools:
     """The tools a request declares: their parameters' JSON schemas by name. None allows any name."""
 
-    __slots__ = ("first_call", "schemas")
+    __slots__ = ("first_call", "most_calls", "schemas")
 
-    def __init__(self, schemas: Mapping[str, Any] | None = None, first_call: int = 0) -> None:
+    def __init__(
+        self, schemas: Mapping[str, Any] | None = None, first_call: int = 0, most_calls: int | None = None
+    ) -> None:
         self.schemas = schemas
         self.first_call = first_call
         """How many calls the conversation has seen, for models that count them."""
+        self.most_calls = most_calls
+        """How many an answer may have."""
 
-    def allow(self, name: str) -> bool:
-        return self.schemas is None or name in self.schemas
+    def allow(self, name: str, calls: int) -> bool:
+        """Whether there may be a call of `name` behind so many."""
+        return (self.schemas is None or name in self.schemas) and (self.most_calls is None or calls < self.most_calls)
 
     def schema(self, name: str) -> Any:
         return (self.schemas or {}).get(name)
@@ -212,7 +217,7 @@ class Reader:
 
     def begin(self, name: str, own_id: str = "") -> None:
         """A call's name is certain."""
-        if not self.tools.allow(name):
+        if not self.tools.allow(name, self.calls):
             self._open_call = -1
             return
         self._flush_parts()
@@ -234,7 +239,7 @@ class Reader:
         if call is None or call < 0:
             self.refused += 1
             self._was_refused = True
-            self._fault("a tool that was not declared", raw)
+            self._fault("a call that was not allowed", raw)
             self.say(raw)
         else:
             self.calls += 1

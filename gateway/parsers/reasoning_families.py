@@ -1,16 +1,9 @@
 """How each family wraps its reasoning, as data: a line here, and it can be named, detected and listed."""
 
-from dataclasses import dataclass
-
-from gateway.parsers.call_families import COHERE_WRAPPERS, KIMI_K3_WRAPPERS, Family
+from gateway.parsers.call_families import COHERE_WRAPPERS, KIMI_K3_WRAPPERS
+from gateway.parsers.family import ReasoningFamily
 from gateway.parsers.formats import Wrapping
 from gateway.parsers.harmony import Harmony
-
-
-@dataclass(frozen=True)
-class ReasoningFamily(Family):
-    wrapping: Wrapping | Harmony = Wrapping((), ())
-
 
 THINK = (("<think>",), ("</think>",))
 REASONING_FAMILIES = (
