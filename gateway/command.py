@@ -2,6 +2,7 @@
 reads captured answers."""
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ COMMANDS = {"doctor": doctor.main, "parse": parse_command.main}
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command to its end; returns the exit code."""
-    if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:])
     try:
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
         return serve(config.load(arguments, os.environ))
     except (config.ConfigError, TokenizerFileError, UnknownParser, AddressError, server.StartError) as error:
         sys.stderr.write(f"gateway: {error}\n")
@@ -42,6 +43,9 @@ def serve(settings: config.Config) -> int:
         RequestTemplates(settings.allow_request_templates),
         ParserNames(settings.tool_parser, settings.reasoning_parser),
     )
+    for model in models.values():
+        for warning in model.warnings:
+            log.event(logging.WARNING, f"model {model.name}: {warning}")
     gc.freeze()
     return server.run(settings, models, workers)
 

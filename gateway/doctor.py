@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,7 +18,8 @@ from engine_adapters.step.client import StepClient
 from gateway import config
 from gateway.model import Model, ParserNames, load_models
 from gateway.routing import WorkerAddress
-from gateway.tokenizer import RequestTemplates
+from gateway.tokenizer import ChatTemplate, RequestTemplates, Tokenizer
+from gateway.tokenizer.tokenizer_files import find_tokenizer
 
 PACKAGES = {
     "grpc": "grpcio",
@@ -61,6 +62,7 @@ def examine(settings: config.Config) -> dict[str, Any]:
     report: dict[str, Any] = {
         "interpreter": interpreter(),
         "packages": packages,
+        "models": [describe(model) for model in models.values()],
         "tokenizers": [tokenizer_speed(model) for model in models.values()],
         "parsers": [parsers_of(model) for model in models.values()],
         "workers": [asyncio.run(reach(WorkerAddress.parse(url), models)) for url in settings.worker],
@@ -131,6 +133,41 @@ def examine_package(module: str, name: str) -> dict[str, Any]:
         "gil_after_import": after,
         "would_enable_gil": before is False and after is True,
         "error": probe.stderr.strip() or None,
+    }
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What was found in a model's folder."""
+    tokenizer = model.tokenizer
+    return {
+        "model": model.name,
+        "folder": str(model.folder),
+        "tokenizer_file": find_tokenizer(model.folder)[0].name,
+        "vocab_size": tokenizer.vocab_size,
+        "context_length": model.context_length,
+        "eos": texts_of(tokenizer, model.eos_token_ids),
+        "before_texts": texts_of(tokenizer, tokenizer.specials.prefix),
+        "after_texts": texts_of(tokenizer, tokenizer.specials.suffix),
+        "special_tokens": dict(tokenizer.specials.names),
+        "chat_templates": {name: describe_template(template) for name, template in model.templates.named.items()},
+        "warnings": list(model.warnings),
+    }
+
+
+def texts_of(tokenizer: Tokenizer, token_ids: bytes) -> dict[int, str]:
+    return {token_id: tokenizer.table.token_text(token_id) for token_id in memoryview(token_ids).cast("I")}
+
+
+def describe_template(template: ChatTemplate) -> dict[str, Any]:
+    facts = template.facts
+    return {
+        "content_parts": sorted(facts.takes_parts),
+        "arguments": "objects" if facts.takes_objects else "text",
+        "tools": facts.uses_tools,
+        "documents": facts.uses_documents,
+        "thinking": [*facts.toggles, *(["reasoning_effort"] if facts.uses_effort else [])],
+        "opens_reasoning": template.opens_reasoning,
+        "writes_bos": facts.writes_bos,
     }
 
 
@@ -207,6 +244,7 @@ def in_words(report: dict[str, Any]) -> str:
         "Packages                        GIL before and after importing it alone, without PYTHON_GIL=0",
     ]
     lines += [package_line(package) for package in report["packages"]]
+    lines += ["", "Models", *(line for each in report["models"] for line in model_lines(each))]
     lines += ["", "Tokenizers"]
     lines += [speed_line(each) for each in report["tokenizers"]]
     lines += ["", "Parsers"]
@@ -219,6 +257,22 @@ def in_words(report: dict[str, Any]) -> str:
     lines += [f"  {each['worker']}: {each['problem'] or 'reached, ' + each['engine']}" for each in report["workers"]]
     lines += ["", *(f"PROBLEM: {problem}" for problem in report["problems"] or ())]
     return "\n".join(lines) + ("\n" if report["problems"] else "No problems found.\n")
+
+
+def model_lines(model: dict[str, Any]) -> Iterator[str]:
+    ends = ", ".join(f"{text} ({token_id})" for token_id, text in model["eos"].items())
+    size, length = model["vocab_size"], model["context_length"]
+    yield f"  {model['model']:<12} {model['tokenizer_file']}, {size} ids; context {length}"
+    yield f"    ends with {ends}; put before texts: {' '.join(model['before_texts'].values()) or 'nothing'}"
+    for name, template in model["chat_templates"].items():
+        takes = [name for name in ("tools", "documents") if template[name]]
+        takes += [f"parts from {', '.join(template['content_parts'])}"] if template["content_parts"] else []
+        yield f"    chat template {name}: {', '.join(takes) or 'texts only'}; arguments as {template['arguments']}"
+        if template["thinking"] or template["opens_reasoning"]:
+            switches = ", ".join(template["thinking"]) or "nothing"
+            yield f"      thinking is switched by {switches}; prompts open {template['opens_reasoning'] or 'no block'}"
+    for warning in model["warnings"]:
+        yield f"    note: {warning}"
 
 
 def speed_line(speed: dict[str, Any]) -> str:

@@ -135,6 +135,12 @@ class Server:
         return 0 if supervisor.failure is None else 1
 
     def _embed(self, model: Model) -> EmbeddedExecutor:
+        if not (model.folder / "tokenizer.json").is_file():
+            raise StartError(
+                f"the embedded simulator needs a tokenizer.json, and {model.folder} has its tokenizer in another "
+                "format; name an executor with --worker"
+            )
+
         def connect(address: str) -> None:
             url = WorkerAddress.parse(f"step://{address}?model={model.name}")
             self.gateway.engine.connect(url, f"embedded-{model.name}")

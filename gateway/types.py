@@ -7,6 +7,9 @@ from typing import Any
 from engine_adapters.base import Constraint, KvRetention, Logprobs, Lora, Sampling
 from gateway.errors import GatewayError
 
+COMPILING = 1_000_000
+"""What a template of the client's own counts for in characters: it may have to be compiled first."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
@@ -28,8 +31,8 @@ class ChatInput:
 
     @property
     def characters(self) -> int:
-        """Roughly how long the rendered text will be."""
-        size = len(self.template or "")
+        """Roughly how long the rendered text will be, as a measure of the work."""
+        size = COMPILING if self.template is not None else 0
         for message in self.messages:
             content = message.get("content")
             for part in [content] if isinstance(content, str) else content or ():

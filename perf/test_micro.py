@@ -15,7 +15,9 @@ from engine_adapters.step.client import columns
 from gateway.api.reply import quoted
 from gateway.model import DEMO_FOLDER
 from gateway.parsers.stop import StopScanner
-from gateway.tokenizer import Tokenizer
+from gateway.tokenizer import ChatTemplate, Tokenizer
+from gateway.types import ChatInput
+from tests.tokenizer.templates.shapes import FOLDER as SHAPES
 
 STREAMS = 256
 FRAME = messages.StepFrame(
@@ -67,3 +69,12 @@ def test_one_token_passes_the_stop_scanner(benchmark: BenchmarkFixture, stops: t
 def test_one_token_becomes_an_event(benchmark: BenchmarkFixture) -> None:
     before, after = 'data: {"choices":[{"index":0,"delta":{"content":', '},"finish_reason":null}]}\n\n'
     assert b'" the"' in benchmark(lambda: (before + quoted(" the") + after).encode())
+
+
+@pytest.mark.parametrize("name", ["qwen_3", "llama_3_1", "gpt_oss"])
+def test_a_conversation_of_199_messages_is_rendered(benchmark: BenchmarkFixture, name: str) -> None:
+    template = ChatTemplate((SHAPES / f"{name}.jinja").read_text("utf-8"))
+    turn = [{"role": "user", "content": "question " * 90}, {"role": "assistant", "content": "answer " * 110}]
+    source = ChatInput((turn * 100)[:-1])
+    prompt = benchmark(template.render, source)
+    assert template.open_reasoning(prompt, source) is None

@@ -135,6 +135,19 @@ def test_the_doctor_tells_what_each_package_does_to_the_gil(report: dict[str, An
     assert packages["grpcio"]["would_enable_gil"] is IS_FREE_THREADED_BUILD
 
 
+def test_the_doctor_tells_what_is_in_the_models_folder(report: dict[str, Any]) -> None:
+    (model,) = report["models"]
+
+    assert model["tokenizer_file"] == "tokenizer.json"
+    assert [*model["eos"].values()] == ["<|im_end|>", "<|endoftext|>"]
+    assert model["before_texts"] == {}
+    assert model["chat_templates"]["default"]["content_parts"] == ["assistant", "system", "tool", "user"]
+    assert model["chat_templates"]["default"]["tools"] is True
+    assert model["warnings"] == []
+    lines = doctor.in_words(report)
+    assert "chat template default: tools, parts from assistant, system, tool, user; arguments as objects" in lines
+
+
 def test_the_doctor_measures_the_tokenizer(report: dict[str, Any]) -> None:
     (speed,) = report["tokenizers"]
 

@@ -8,6 +8,7 @@ with those of tiktoken and mistral-common.
 
 import base64
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +150,21 @@ def split(tokenizer: Tokenizer, pattern: str, nfc: bool) -> None:
 
 def add_tokens(tokenizer: Tokenizer, specials: Mapping[str, int], settings: Mapping[int, dict[str, Any]]) -> None:
     """In the order of their ids; raises TokenizerFileError when one would get another id."""
-    for name, token_id in sorted(specials.items(), key=lambda each: each[1]):
-        token = settings.get(token_id, {})
-        flags = {flag: token[flag] for flag in ("lstrip", "rstrip", "single_word") if flag in token}
-        added = AddedToken(name, normalized=False, special=token.get("special", True), **flags)
-        (tokenizer.add_special_tokens if added.special else tokenizer.add_tokens)([added])
+    ordered = sorted(specials.items(), key=lambda each: each[1])
+    tokens = [added_token(name, settings.get(token_id, {})) for name, token_id in ordered]
+    for is_special, group in groupby(tokens, lambda token: bool(token.special)):
+        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)([*group])
+    for name, token_id in ordered:
         if tokenizer.token_to_id(name) != token_id:
             raise TokenizerFileError(
                 f"the added token {name!r} has id {token_id} in tokenizer_config.json, which leaves a gap behind the "
                 "vocabulary; write a tokenizer.json with transformers"
             )
+
+
+def added_token(name: str, settings: Mapping[str, Any]) -> AddedToken:
+    flags = {flag: settings[flag] for flag in ("lstrip", "rstrip", "single_word") if flag in settings}
+    return AddedToken(name, normalized=False, special=settings.get("special", True), **flags)
 
 
 def is_tiktoken(path: Path) -> bool:

@@ -33,6 +33,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self.source = source
         self.facts = examine(self._compiled, special_tokens)
+        self.opens_reasoning = self._probe_opening()
+        """The marker that a prompt leaves open when nobody says whether to think."""
 
     def render(self, source: ChatInput) -> str:
         """The prompt, ending where the assistant begins to speak, or where the last message stops.
@@ -73,6 +75,13 @@ class ChatTemplate:
         marker = open_marker(prompt[start:])
         return marker if marker and prompt.rstrip().endswith(marker.rstrip()) else None
 
+    def _probe_opening(self) -> str | None:
+        source = ChatInput([{"role": "user", "content": "Say something."}])
+        try:
+            return self.open_reasoning(self.render(source), source)
+        except BadRequest:
+            return None
+
     def _thinking(self, source: ChatInput) -> dict[str, Any]:
         """The client's wish to have it think or not, under the names that this template has for it."""
         effort, wanted = source.reasoning_effort, source.thinking
@@ -85,7 +94,7 @@ class ChatTemplate:
         """Mark the end of the last message's `field`; returns what it says."""
         if not messages or (value := messages[-1].get(field)) is None:
             _refuse(f"needs a last message with {field!r}")
-        last = messages[-1]
+        last = messages[-1] = dict(messages[-1])
         fields = [field]
         if field in REASONING:
             fields = [name for name in REASONING if last.get(name) == value]

@@ -9,17 +9,22 @@ from gateway.tokenizer.template_facts import Message, TemplateFacts
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names of a message's reasoning; the first counts, and it is copied to the first two, as transformers does."""
+PLAIN = ("user", "assistant", "system")
+"""Roles whose messages, if they are just a text, most templates take as they are."""
 
 
 def fitted(messages: list[Message], facts: TemplateFacts) -> list[Message]:
-    """New messages: nulls dropped, contents, roles, reasoning and tool calls in the form the template takes.
+    """The messages, nulls dropped; contents, roles, reasoning and tool calls in the form the template takes.
 
-    Raises BadRequest with the path of arguments that are no JSON object.
+    What changes is copied. Raises BadRequest with the path of arguments that are no JSON object.
     """
     return [_fitted(message, facts, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _fitted(message: Message, facts: TemplateFacts, path: str) -> Message:
+    role = message.get("role")
+    if len(message) == 2 and role in PLAIN and role not in facts.needs_parts and type(message.get("content")) is str:
+        return message
     result = {name: value for name, value in message.items() if value is not None}
     if result.get("role") == "developer" and not facts.knows_developer:
         result["role"] = "system"

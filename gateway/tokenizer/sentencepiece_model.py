@@ -144,23 +144,28 @@ def load_sentencepiece(path: Path) -> Tokenizer:
     tokenizer = Tokenizer(unigram(model) if model.model_type == UNIGRAM else byte_pair(model))
     prefixed = model.add_dummy_prefix and config.get("add_prefix_space", True) is not False
     set_steps(tokenizer, model, prefixed, is_legacy=config.get("legacy", True) is not False)
-    for piece in model.pieces:
-        if piece.kind == CONTROL or piece.text == model.pieces[model.unk_id].text:
-            tokenizer.add_special_tokens([AddedToken(piece.text, normalized=False, special=True)])
-    for number, token in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda each: int(each[0])):
-        special = bool(token.get("special"))
-        added = AddedToken(token["content"], normalized=bool(token.get("normalized", not special)), special=special)
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
-        if tokenizer.token_to_id(token["content"]) != int(number):
-            raise TokenizerFileError(
-                f"{path.parent}/tokenizer_config.json: {token['content']!r} cannot have id {number}"
-            )
-    if model.bos_id >= 0:
+    unknown = model.pieces[model.unk_id].text
+    specials = [piece.text for piece in model.pieces if piece.kind == CONTROL or piece.text == unknown]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in specials])
+    add_configured(tokenizer, path, config.get("added_tokens_decoder") or {})
+    if model.bos_id >= 0 and config.get("add_bos_token", True) is not False:
         bos = model.pieces[model.bos_id].text
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, model.bos_id)]
         )
     return tokenizer
+
+
+def add_configured(tokenizer: Tokenizer, path: Path, added: dict[str, dict[str, Any]]) -> None:
+    """The added tokens of tokenizer_config.json, by their ids."""
+    for number, token in sorted(added.items(), key=lambda each: int(each[0])):
+        special = bool(token.get("special"))
+        each = AddedToken(token["content"], normalized=bool(token.get("normalized", not special)), special=special)
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([each])
+        if tokenizer.token_to_id(token["content"]) != int(number):
+            raise TokenizerFileError(
+                f"{path.parent}/tokenizer_config.json: {token['content']!r} cannot have id {number}"
+            )
 
 
 def unigram(model: SentencePieceModel) -> models.Unigram:

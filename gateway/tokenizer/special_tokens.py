@@ -31,16 +31,14 @@ class SpecialTokens:
 def read_special_tokens(folder: Path, tokenizer: tokenizers.Tokenizer) -> SpecialTokens:
     """Of a folder's tokenizer_config.json and special_tokens_map.json; raises TokenizerFileError.
 
-    As in transformers: `add_bos_token` and `add_eos_token`, where they are given, decide what goes around a text, else
-    the tokenizer's post-processor does.
+    The tokenizer's post-processor decides what goes around a text, as in transformers 5. Where it adds nothing but the
+    config says `add_bos_token`, the BOS is added all the same: transformers 4 did so, and DeepSeek's folders mean it.
     """
     config = read_json_if_there(folder / "tokenizer_config.json")
     names = read_names(folder, config)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        prefix = added_id(tokenizer, names.get("bos_token")) if config.get("add_bos_token") else b""
-        suffix = added_id(tokenizer, names.get("eos_token")) if config.get("add_eos_token") else b""
-    else:
-        prefix, suffix = added_by(tokenizer)
+    prefix, suffix = added_by(tokenizer)
+    if not prefix and not suffix and config.get("add_bos_token") is True:
+        prefix = added_id(tokenizer, names.get("bos_token"))
     return SpecialTokens(names, prefix, suffix)
 
 

@@ -16,8 +16,8 @@ from gateway.tokenizer.reasoning import without_reasoning
 
 Message = dict[str, Any]
 
-TOGGLES = ("enable_thinking", "thinking")
-"""The names under which templates take whether to think; `thinking` is also a message's reasoning for gpt-oss."""
+TOGGLES = ("enable_thinking", "thinking", "reasoning")
+"""The names under which templates take whether to think: Qwen, GLM, SmolLM; DeepSeek, Kimi, Granite; Command-A."""
 EFFORTS = ("low", "medium", "high", "none")
 FIRST, SECOND = "first probing words", "second probing words"
 ARGUMENTS = {"probe_key": "probe value"}

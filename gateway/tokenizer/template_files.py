@@ -52,7 +52,7 @@ def in_config(path: Path, value: Any) -> dict[str, str]:
         templates = {name: template for name, template in named}
     except (KeyError, TypeError, ValueError) as error:
         raise TokenizerFileError(
-            f"{path}: chat_template is neither a text nor a list of named ones: {error!r}"
+            f"{path}: chat_template is neither text nor a list of named ones: {error!r}"
         ) from error
     for name, template in templates.items():
         if not isinstance(name, str) or not isinstance(template, str):

@@ -198,6 +198,9 @@ def test_a_folder_that_cannot_be_used_names_the_file_and_the_fault(tmp_path: Pat
         assert str(tmp_path / "tokenizer.json") in str(caught.value)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
 def test_the_shipped_model_ends_turns_and_texts() -> None:
     ends = [SHIPPED.ids[token] for token in ("<|im_end|>", "<|endoftext|>")]
     assert list(read_eos_token_ids(SIMULATOR / "model")) == ends
@@ -237,12 +240,29 @@ def test_an_end_of_sequence_that_is_no_id_is_an_error(tmp_path: Path) -> None:
         ({"text_config": {"max_position_embeddings": 8192}}, 8192),
         ({"max_position_embeddings": None, "max_sequence_length": 77}, 77),
         ({"vocab_size": 10}, None),
+        ({"thinker_config": {"text_config": {"max_position_embeddings": 32768}}}, 32768),
+        ({"max_position_embeddings": 40960, "rope_scaling": YARN}, 131072),
+        ({"max_position_embeddings": 163840, "rope_scaling": {**YARN, "factor": 5}}, 163840),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 8192),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 131072, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 100, "rope_parameters": {"full_attention": {"factor": 8.0}}}, 100),
     ],
 )
 def test_the_context_length_is_found_by_any_of_its_names(
     tmp_path: Path, config: dict[str, Any], expected: int | None
 ) -> None:
     assert read_context_length(write(tmp_path, config=config)) == expected
+
+
+def test_the_tokenizers_limit_counts_where_the_config_says_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path, tokenizer_config={"model_max_length": 2048})
+    assert read_context_length(folder) == 2048
+    assert read_context_length(write(tmp_path, config={"n_ctx": 4096})) == 4096
+
+
+def test_a_tokenizer_without_a_limit_gives_none(tmp_path: Path) -> None:
+    assert read_context_length(write(tmp_path, tokenizer_config={"model_max_length": int(1e30)})) is None
 
 
 def test_a_folder_without_a_config_has_no_context_length(tmp_path: Path) -> None:
