@@ -235,7 +235,7 @@ beginning; "disaggregation" is `phase`), and telling of its prefix cache."""
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine serves. `tokenizer_fingerprint` is empty and `kv_block_size` 0 when the engine does not know it.
+    """What an engine serves. `tokenizer_fingerprint` is empty, and a number 0, when the engine does not tell it.
 
     `features` are those of FEATURES it has; a submission must not use the others. An engine with a `role` serves only
     that phase.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from engine_adapters.packed import packed, unpacked
 from engine_adapters.scalars import (
     DELIMITED,
     FIXED32,
@@ -24,7 +25,6 @@ from engine_adapters.scalars import (
     Write,
     encode_varint,
     read_varint,
-    write_bytes,
 )
 
 __all__ = ["DecodeError", "Layout", "decode", "encode", "mapping", "one_of", "optional", "repeated", "singular"]
@@ -192,7 +192,7 @@ def one_of(number: int, name: str, kind: Kind, *others: str) -> Field:
 
 
 def repeated(number: int, name: str, kind: Kind) -> Field:
-    """A list; numbers are written packed, and read either way."""
+    """A list; numbers are written packed, and read either way. What is written may also be a memoryview of numbers."""
     if not isinstance(kind, str):
         return _repeated_message(number, name, kind)
     scalar = SCALARS[kind]
@@ -204,25 +204,21 @@ def repeated(number: int, name: str, kind: Kind) -> Field:
         getattr(message, name).append(value)
         return position
 
+    read_packed = unpacked(scalar)
+
     def merge_packed(message: object, data: Data, position: int, depth: int) -> int:
-        size, position = read_varint(data, position)
-        end = position + size
-        values = getattr(message, name)
-        while position < end:
-            value, position = read(data, position)
-            values.append(value)
-        if position > end:
-            raise DecodeError("a packed value ends behind its field")
+        values, position = read_packed(data, position)
+        getattr(message, name).extend(values)
         return position
 
     if single == delimited:
         return Field(name, False, delimited, _each(scalar.write), merges={single: merge_one})
-    return Field(name, False, delimited, _packed(scalar.write), merges={delimited: merge_packed, single: merge_one})
+    return Field(name, False, delimited, packed(scalar), merges={delimited: merge_packed, single: merge_one})
 
 
 def mapping(number: int, name: str, key_kind: str, value_kind: Kind) -> Field:
     """A dict: on the wire, repeated messages with the fields `key` and `value`."""
-    layout = Layout(singular(1, "key", key_kind), singular(2, "value", value_kind))
+    layout = Layout(optional(1, "key", key_kind), optional(2, "value", value_kind))  # both are always written
 
     def write(chunks: list[bytes], tag: bytes, values: dict[Any, Any]) -> None:
         for key, value in values.items():
@@ -278,16 +274,6 @@ def _each(write: Write) -> Write:
             write(chunks, tag, value)
 
     return write_each
-
-
-def _packed(write: Write) -> Write:
-    def write_packed(chunks: list[bytes], tag: bytes, values: list[Any]) -> None:
-        inner: list[bytes] = []
-        for value in values:
-            write(inner, b"", value)
-        write_bytes(chunks, tag, b"".join(inner))
-
-    return write_packed
 
 
 def _unless_zero(write: Write) -> Write:

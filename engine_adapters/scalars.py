@@ -81,15 +81,16 @@ def _read_string(data: Data, position: int) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Scalar:
-    """How one kind of value is written and read."""
+    """How one kind of value is written and read. `code` is how `array` and `struct` know it, empty if they do not."""
 
     wire_type: int
     zero: object
     write: Write
     read: Read
+    code: str = ""
 
 
-def _integer(low: int, high: int) -> Scalar:
+def _integer(low: int, high: int, code: str = "") -> Scalar:
     mask, sign = high - low, -low
 
     def write(chunks: list[bytes], tag: bytes, value: int) -> None:
@@ -108,7 +109,7 @@ def _integer(low: int, high: int) -> Scalar:
         value, position = read_varint(data, position)
         return ((value & mask) ^ sign) - sign, position
 
-    return Scalar(VARINT, 0, write, read)
+    return Scalar(VARINT, 0, write, read, code)
 
 
 def _zigzag(low: int, high: int) -> Scalar:
@@ -136,7 +137,7 @@ def _read_bool(data: Data, position: int) -> tuple[bool, int]:
 
 
 def _fixed(wire_type: int, code: str, zero: float) -> Scalar:
-    packer = struct.Struct(code)
+    packer = struct.Struct("<" + code)
 
     def write(chunks: list[bytes], tag: bytes, value: float) -> None:
         chunks.append(tag + packer.pack(value))
@@ -144,24 +145,24 @@ def _fixed(wire_type: int, code: str, zero: float) -> Scalar:
     def read(data: Data, position: int) -> tuple[Any, int]:
         return packer.unpack_from(data, position)[0], position + packer.size
 
-    return Scalar(wire_type, zero, write, read)
+    return Scalar(wire_type, zero, write, read, code)
 
 
 SCALARS = {
     "int32": _integer(-(1 << 31), (1 << 31) - 1),
     "int64": _integer(-(1 << 63), (1 << 63) - 1),
-    "uint32": _integer(0, (1 << 32) - 1),
+    "uint32": _integer(0, (1 << 32) - 1, "I"),
     "uint64": _integer(0, (1 << 64) - 1),
     "sint32": _zigzag(-(1 << 31), (1 << 31) - 1),
     "sint64": _zigzag(-(1 << 63), (1 << 63) - 1),
     "bool": Scalar(VARINT, False, _write_bool, _read_bool),
     "enum": _integer(-(1 << 31), (1 << 31) - 1),  # open: a number without a name is kept
-    "fixed32": _fixed(FIXED32, "<I", 0),
-    "fixed64": _fixed(FIXED64, "<Q", 0),
-    "sfixed32": _fixed(FIXED32, "<i", 0),
-    "sfixed64": _fixed(FIXED64, "<q", 0),
-    "float": _fixed(FIXED32, "<f", 0.0),
-    "double": _fixed(FIXED64, "<d", 0.0),
+    "fixed32": _fixed(FIXED32, "I", 0),
+    "fixed64": _fixed(FIXED64, "Q", 0),
+    "sfixed32": _fixed(FIXED32, "i", 0),
+    "sfixed64": _fixed(FIXED64, "q", 0),
+    "float": _fixed(FIXED32, "f", 0.0),
+    "double": _fixed(FIXED64, "d", 0.0),
     "string": Scalar(DELIMITED, "", _write_string, _read_string),
     "bytes": Scalar(DELIMITED, b"", write_bytes, _read_bytes),
 }

@@ -90,6 +90,7 @@ class App:
     async def _lifespan(self, _: Any) -> AsyncIterator[dict[str, HttpLoop]]:
         """Runs once on each loop, and makes what that loop owns."""
         tables = {model.name: model.tokenizer.table.copy() for model in self._gateway.models.values()}
+        tables |= {adapter.name: tables[adapter.parent] for adapter in self._gateway.adapters.values()}
         loop = HttpLoop(self._gateway.registry.cells(), tables, self._gateway.config.request_seconds)
         self._gateway.loops.append(loop)
         yield {"loop": loop}

@@ -69,6 +69,11 @@ class Config:
         "[MODEL=]PARSER",
         default_text="auto",
     )
+    lora: tuple[str, ...] = option(
+        (),
+        "a LoRA adapter of a model, served under a name of its own; PATH is where the engine finds it",
+        "NAME=[MODEL:]ID[@PATH]",
+    )
     worker: tuple[str, ...] = option(
         (),
         "an executor, such as step://host:port?model=NAME&role=any&weight=1",

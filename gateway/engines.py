@@ -24,13 +24,19 @@ from engine_adapters.base import (
     Submission,
 )
 from engine_adapters.step.client import StepClient
+from engine_adapters.trtllm.native.client import NativeClient
+from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
 from gateway.metrics import WIRE_FAULTS, Cells
 from gateway.routing import Router, Worker, WorkerAddress, WorkerState
 from gateway.streams import Batch, Choice, Stream
 from gateway.threads import Mailbox, Supervisor
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {"step": StepClient}
+ENGINES: dict[str, Callable[[str, Callable[[str], None]], Engine[Choice]]] = {
+    "step": StepClient,
+    "trtllm": NativeClient,
+    "openengine": OpenEngineClient,
+}
 SUSPECT_SECONDS = 3.0
 """Executors speak at least every second, also when idle."""
 RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -54,7 +60,8 @@ class Session:
 
     def start(self, stream: Stream, submission: Submission) -> None:
         """From an HTTP loop: submit; whatever happens, the stream gets a Finish."""
-        self._thread.post(lambda: self._submit(stream, submission))
+        choices = stream.choices  # now, since the stream forgets them when it is closed
+        self._thread.post(lambda: self._submit(stream, choices, submission))
 
     def stop(self, choices: list[Choice]) -> None:
         """From an HTTP loop: abort; nothing more will be delivered for them."""
@@ -106,7 +113,8 @@ class Session:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
             self._engine = engine
-            self._publish(WorkerState("ready", model=model, info=info))
+            role = self.worker.address.role if self.worker.address.role != "any" else info.role or "any"
+            self._publish(WorkerState("ready", model=model, info=info, role=role))
             await engine.run(self._deliver)
         finally:
             self._engine = None
@@ -118,12 +126,12 @@ class Session:
             reason = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else ""
             self._publish(replace(self._state(), state="suspect" if is_silent else "ready", reason=reason))
 
-    def _submit(self, stream: Stream, submission: Submission) -> None:
+    def _submit(self, stream: Stream, choices: list[Choice], submission: Submission) -> None:
         if self._engine is None:
-            self._post(_ends(stream.choices, f"worker {self.worker.name} was lost"))
+            self._post(_ends(choices, f"worker {self.worker.name} was lost"))
             return
         self._streams.add(stream)
-        self._engine.submit(stream.choices, submission)
+        self._engine.submit(choices, submission)
 
     def _abort(self, choices: Iterable[Choice]) -> None:
         for choice in choices:

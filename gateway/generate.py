@@ -9,21 +9,22 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from engine_adapters.base import Constraint, EngineInfo, Finish, FinishReason, Logprobs, Submission
+from engine_adapters.base import EngineInfo, Finish, FinishReason, Logprobs, Submission
 from gateway.config import Config
 from gateway.decoder import AnswerDecoder, AnswerReader
 from gateway.engines import EngineThread
 from gateway.errors import BadRequest, ModelNotFound, Unavailable
 from gateway.http_loop import HttpLoop
+from gateway.leg import Leg
 from gateway.metrics import NO_TOOL_CALLS, RETRIES, TOOL_CALLS, WIRE_FAULTS, Registry
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS, Pool
 from gateway.routing import Lease, Router, Worker
 from gateway.schemas import Validators
-from gateway.streams import Stream, Take
+from gateway.streams import Take
+from gateway.submissions import constraint_for, refuse_unsupported, submission_for
 from gateway.threads import Supervisor
 from gateway.types import (
-    ChatInput,
     Event,
     GenerateRequest,
     Input,
@@ -44,6 +45,7 @@ class Gateway:
 
     config: Config
     models: dict[str, Model]
+    adapters: dict[str, Model]
     router: Router
     engine: EngineThread
     tokenize: Pool
@@ -54,11 +56,10 @@ class Gateway:
 
     def model(self, name: str) -> Model:
         """Raises ModelNotFound."""
-        model = self.models.get(name)
+        model = self.models.get(name) or self.adapters.get(name)
         if model is None:
-            raise ModelNotFound(
-                f"the model {name!r} is not served here; there is {', '.join(map(repr, self.models))}", param="model"
-            )
+            served = ", ".join(map(repr, (*self.models, *self.adapters)))
+            raise ModelNotFound(f"the model {name!r} is not served here; there is {served}", param="model")
         return model
 
 
@@ -75,10 +76,15 @@ class Output(Protocol):
 async def generate(
     gateway: Gateway, loop: HttpLoop, request: GenerateRequest, record: RequestRecord, output: Output
 ) -> None:
-    """Have `output` told what the model says, until it stops or is stopped; the last event is Usage."""
+    """Have `output` told what the model says, until it stops or is stopped; the last event is Usage.
+
+    What `output` holds back at the end is for the caller to flush: the end of a stream is one write.
+    """
     model = gateway.model(request.model)
     prompt = await prepare(gateway, model, request, record)
-    submission = submission_for(model, request, prompt, constraint_for(gateway, model, request, prompt))
+    submission = submission_for(
+        model, request, prompt, constraint_for(model, request, prompt, infos_of(gateway, model))
+    )
     decoders = [
         AnswerDecoder(index, loop.tables[model.name], request.output, reader_for(model, request, prompt))
         for index in range(request.n)
@@ -86,9 +92,11 @@ async def generate(
     try:
         async with Attempts(gateway, loop, model, submission, record) as stream:
             answering = Answering(decoders, record, output, stream.drop)
-            while answering.unfinished:
+            while True:
                 if not await stream.pump(answering.take):
                     output.put(Waiting())
+                if not answering.unfinished:
+                    break
                 await output.flush()
     finally:
         account(loop, record, decoders)
@@ -173,6 +181,12 @@ def render_and_encode(model: Model, source: Input) -> Prompt:
     return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning)
 
 
+def infos_of(gateway: Gateway, model: Model) -> list[EngineInfo]:
+    """What is known of the engines that serve a model."""
+    states = gateway.router.snapshot().values()
+    return [state.info for state in states if state.model == model.served_by and state.info is not None]
+
+
 def reader_for(model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
     """What finds reasoning and calls in one answer; None where there is nothing to find."""
     if request.reading is None:
@@ -183,69 +197,14 @@ def reader_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Answer
     return AnswerReader(parser, model.reasoning_end_ids, request.reading.streams_reasoning)
 
 
-def constraint_for(gateway: Gateway, model: Model, request: GenerateRequest, prompt: Prompt) -> Constraint | None:
-    """The request's, such that it leaves the reasoning alone where the model is going to reason."""
-    constraint = request.constraint
-    if constraint is not None and request.constraint_is_wish:
-        states = gateway.router.snapshot().values()
-        infos = [state.info for state in states if state.model == model.name and state.info is not None]
-        if not all(f"constraint.{constraint.kind}" in info.features for info in infos):
-            return None
-    if constraint is None or constraint.kind == "structural_tag" or not model.reasoning_end:
-        return constraint
-    tail = prompt.token_ids[-CLOSED_TAIL:]
-    if prompt.opens_reasoning is None and any(
-        tail.startswith(model.reasoning_end, start) for start in range(0, len(tail), 4)
-    ):
-        return constraint  # the prompt has opened and closed it
-    return replace(constraint, begins_after=model.reasoning_end)
-
-
-CLOSED_TAIL = 4 * 8
-"""Bytes of a prompt's last tokens, in which a template closes the reasoning that is not wanted."""
-
-
-def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, constraint: Constraint | None) -> Submission:
-    """Raises BadRequest when prompt and completion do not fit the context."""
-    param = "messages" if isinstance(request.input, ChatInput) else "prompt"
-    if prompt.length == 0:
-        raise BadRequest("the prompt has no tokens", param=param)
-    room = model.context_length - prompt.length
-    max_tokens = room if request.max_tokens is None else request.max_tokens
-    if room < 1 or max_tokens > room:
-        asked = "" if request.max_tokens is None else f" and max_tokens asks for {request.max_tokens} more"
-        raise BadRequest(
-            f"the context of model {model.name!r} is {model.context_length} tokens, "
-            f"but the prompt has {prompt.length}{asked}",
-            param=param,
-            code="context_length_exceeded",
-        )
-    return Submission(
-        request_id=request.request_id,
-        token_ids=prompt.token_ids,
-        max_tokens=max_tokens,
-        sampling=request.sampling,
-        # Engines differ in which of the model's ends they know.
-        stop_token_ids=request.stop_token_ids + (b"" if request.ignore_eos else model.eos_token_ids),
-        ignore_eos=request.ignore_eos,
-        min_tokens=request.min_tokens,
-        n=request.n,
-        logprobs=request.logprobs,
-        prompt_logprobs=request.prompt_logprobs,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        lora=request.lora,
-        constraint=constraint,
-        kv_retention=request.kv_retention,
-        stream=request.stream,
-    )
-
-
 class Attempts:
     """One submission's stream, on as many workers as it takes to get a first token out of one of them.
 
     `async with` it: leaving aborts what still runs and gives the lease back. A worker that fails before the first
     token costs the client nothing but time.
+
+    Where a model has prefill and decode workers, a prefill worker says the first token, and if the answer goes on a
+    decode worker says the others. A decode that fails is not tried again: the client has that token already.
     """
 
     def __init__(
@@ -260,8 +219,9 @@ class Attempts:
         self._attempts = 0
         self._has_begun = False
         self._must_retry = False
-        self._lease: Lease | None = None
-        self._stream: Stream | None = None
+        self._leg: Leg | None = None
+        self._prefilled: Finish | None = None
+        self._prefilled_at = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -274,59 +234,91 @@ class Attempts:
     async def pump(self, take: Take) -> bool:
         """`Stream.pump` of the worker at hand; the first delivery comes with a pause behind it. Raises Unavailable."""
         while True:
-            stream = self._stream or await self._start()
-            if self._has_begun:
-                return await stream.pump(take)
+            leg = self._leg or await self._start()
+            if leg.phase == "decode":
+                return await leg.pump(partial(self._take_decoded, take))
+            if self._has_begun and not leg.phase:
+                return await leg.pump(take)
             self._must_retry = False
-            result = await stream.pump(partial(self._take_first, take))
+            result = await leg.pump(partial(self._take_first, take))
             if not self._must_retry:
+                if self._prefilled is not None:
+                    self._leave()
                 return result
             self._try_another()
 
     def drop(self, index: int) -> None:
         """An answer is complete before the engine knows it."""
-        if self._stream is not None and self._lease is not None:
-            self._lease.worker.session.stop([self._stream.choices[index]])
-            self._stream.forget(index)
+        if self._leg is not None:
+            self._leg.drop(index)
 
     def _take_first(
         self, take: Take, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
     ) -> bool:
-        if has_failed_early(token_ids, finish) and self._attempts < ATTEMPTS:
+        """Of an answer the first tokens, of a prefill all there is."""
+        if not self._has_begun and has_failed_early(token_ids, finish) and self._attempts < ATTEMPTS:
             self._must_retry = True
             return False
-        self._has_begun = True
-        if token_ids:
+        if not self._has_begun and token_ids:
             self._record.first_token = time.monotonic()
-        take(index, token_ids, finish, logprobs)
+        self._has_begun = True
+        if finish is not None and finish.handoff:
+            self._prefilled, self._prefilled_at = finish, time.monotonic()
+            finish = None
+        if token_ids or finish is not None:
+            take(index, token_ids, finish, logprobs)
         return False
 
-    async def _start(self) -> Stream:
+    def _take_decoded(
+        self, take: Take, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
+    ) -> bool:
+        """What only the prefill knows of the prompt is said at the end."""
+        self._record.handoff_seconds = self._record.handoff_seconds or time.monotonic() - self._prefilled_at
+        if finish is not None and self._prefilled is not None:
+            prompt = self._prefilled
+            finish = replace(finish, cached_tokens=prompt.cached_tokens, prompt_logprobs=prompt.prompt_logprobs)
+        return take(index, token_ids, finish, logprobs)
+
+    async def _start(self) -> Leg:
         self._attempts += 1
-        lease = self._lease = await wait_for_lease(self._gateway, self._model, self._tried)
-        worker, record = lease.worker, self._record
+        leg = self._leg = Leg(await wait_for_lease(self._gateway, self._next_lease))
+        worker, record = leg.lease.worker, self._record
         refuse_unsupported(self._submission, self._gateway.router.snapshot()[worker].info)
-        record.worker, record.routed = worker.name, time.monotonic()
-        stream = self._stream = Stream(self._loop.mailbox, self._submission.request_id, self._submission.n)
-        worker.session.start(stream, self._submission)
-        return stream
+        if self._prefilled is None:
+            record.worker, record.routed = worker.name, time.monotonic()
+        else:
+            record.worker += f"+{worker.name}"
+        leg.start(self._phase_of(leg.lease.role), self._loop.mailbox)
+        return leg
+
+    def _next_lease(self) -> Lease:
+        """Raises Unavailable, and BadRequest when waiting would not help."""
+        router, model, several = self._gateway.router, self._model.served_by, self._submission.n > 1
+        if self._prefilled is not None:
+            return router.lease(model, self._tried, "decode")
+        splits = router.splits(model)
+        if splits and several and "any" not in router.ready_roles(model):
+            raise BadRequest("n must be 1: this model's workers do prefill or decode, of one answer each", param="n")
+        return router.lease(model, self._tried, "prefill" if splits and not several else "any")
+
+    def _phase_of(self, role: str) -> Submission:
+        """What of the submission a worker with this role is to do."""
+        if role == "prefill":
+            return replace(self._submission, phase="prefill")
+        if self._prefilled is not None:
+            return replace(self._submission, phase="decode", handoff=self._prefilled.handoff, prompt_logprobs=None)
+        return self._submission
 
     def _try_another(self) -> None:
-        if self._lease is not None:
-            self._tried.add(self._lease.worker)
+        if self._leg is not None:
+            self._tried.add(self._leg.lease.worker)
         self._leave()
         self._loop.cells.add(RETRIES, (self._model.name,))
 
     def _leave(self) -> None:
-        stream, self._stream = self._stream, None
-        lease, self._lease = self._lease, None
-        if lease is None:
-            return
-        if stream is not None:
-            stream.close()
-            if unfinished := stream.unfinished:
-                lease.worker.session.stop(unfinished)
-        lease.release()
+        leg, self._leg = self._leg, None
+        if leg is not None:
+            leg.leave()
 
 
 def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
@@ -334,29 +326,10 @@ def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
     return not token_ids and finish is not None and finish.reason is FinishReason.ERROR and finish.retryable
 
 
-PLAIN = Submission("", b"", 0)
-OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt", "lora", "kv_retention")
-OPTIONAL_SAMPLING = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias")
-
-
-def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
-    """Raises BadRequest for the first field that was set and that the engine does not honour."""
-    if info is None:
-        return
-    used = [name for name in OPTIONAL_FIELDS if getattr(submission, name) != getattr(PLAIN, name)]
-    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, ())]
-    if submission.constraint is not None:
-        used.append(f"constraint.{submission.constraint.kind}")
-        used += ["constraint.begins_after"] if submission.constraint.begins_after else []
-    for name in used:
-        if name not in info.features:
-            raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=name)
-
-
-async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker]) -> Lease:
-    """A lease, after a while if no worker is ready just now; raises Unavailable."""
+async def wait_for_lease(gateway: Gateway, lease: Callable[[], Lease]) -> Lease:
+    """What `lease()` gives, after a while if it raises Unavailable just now; raises that when it goes on doing so."""
     try:
-        return gateway.router.lease(model.name, tried)
+        return lease()
     except Unavailable as error:
         unavailable = error
     changed = asyncio.Event()
@@ -365,7 +338,7 @@ async def wait_for_lease(gateway: Gateway, model: Model, tried: set[Worker]) -> 
         async with asyncio.timeout(gateway.config.connect_seconds):
             while True:
                 try:
-                    return gateway.router.lease(model.name, tried)
+                    return lease()
                 except Unavailable as error:
                     unavailable = error
                 await changed.wait()

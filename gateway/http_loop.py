@@ -22,6 +22,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
+ON_LEAVE = "gateway.on_leave"
+"""An extension of the ASGI scope: `(callback) -> None` has `callback()` called if the client leaves before its answer
+is complete; None takes that back."""
 
 
 class HttpLoop:
@@ -45,9 +48,9 @@ class HttpLoop:
     def count_active(self) -> int:
         return len(self._active)
 
-    def answering(self, receive: Receive) -> "ActiveRequest":
+    def answering(self, scope: Message, receive: Receive) -> "ActiveRequest":
         """`async with` it around all work for one request whose body has been read."""
-        return ActiveRequest(self._active, receive, self._request_seconds)
+        return ActiveRequest(self._active, Departure(scope, receive), self._request_seconds)
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
@@ -70,21 +73,20 @@ class ActiveRequest:
     error in its place. A plain cancellation from outside passes through untouched.
     """
 
-    __slots__ = ("_active", "_deadline", "_error", "_receive", "_seconds", "_task", "_watch")
+    __slots__ = ("_active", "_deadline", "_departure", "_error", "_seconds", "_task")
 
-    def __init__(self, active: set["ActiveRequest"], receive: Receive, seconds: float) -> None:
+    def __init__(self, active: set["ActiveRequest"], departure: "Departure", seconds: float) -> None:
         self._active = active
-        self._receive = receive
+        self._departure = departure
         self._error: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._seconds = seconds
         self._deadline: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._watch = asyncio.create_task(self._watch_client())
         self._active.add(self)
+        self._departure.watch(self._client_left)
         if self._seconds:
             late = DeadlineExceeded(f"the request took longer than {self._seconds:g} s (--request-seconds)")
             self._deadline = asyncio.get_running_loop().call_later(self._seconds, self.end, late)
@@ -95,8 +97,7 @@ class ActiveRequest:
     ) -> None:
         self._active.discard(self)
         task, self._task = self._task, None
-        if self._watch is not None:
-            self._watch.cancel()
+        self._departure.forget()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._error is None or task is None:
@@ -111,10 +112,37 @@ class ActiveRequest:
             self._error = error
             self._task.cancel()
 
-    async def _watch_client(self) -> None:
+    def _client_left(self) -> None:
+        self.end(ClientLeft("the client closed the connection"))
+
+
+class Departure:
+    """Tells when the client of a request leaves: by a call of the server's, or, where that has none, by a task that
+    waits for ASGI's message."""
+
+    __slots__ = ("_on_leave", "_receive", "_task")
+
+    def __init__(self, scope: Message, receive: Receive) -> None:
+        self._on_leave: Callable[[Callable[[], None] | None], None] | None = scope["extensions"].get(ON_LEAVE)
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        if self._on_leave is not None:
+            self._on_leave(callback)
+        else:
+            self._task = asyncio.create_task(self._wait(callback))
+
+    def forget(self) -> None:
+        if self._on_leave is not None:
+            self._on_leave(None)
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def _wait(self, callback: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # a body part nobody asked for
-        self.end(ClientLeft("the client closed the connection"))
+        callback()
 
 
 def count_active(loops: Iterable[HttpLoop]) -> int:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 logger = logging.getLogger("gateway")
+SOURCES = (logger, logging.getLogger("engine_adapters"))
 
 
 class HumanFormatter(logging.Formatter):
@@ -43,9 +44,10 @@ def configure(log_format: str, level: str) -> None:
     """Send the gateway's log to standard error; `log_format` is a key of FORMATTERS, `level` one of LEVELS."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATTERS[log_format]())
-    logger.handlers[:] = [handler]
-    logger.propagate = False
-    logger.setLevel(level.upper())
+    for source in SOURCES:
+        source.handlers[:] = [handler]
+        source.propagate = False
+        source.setLevel(level.upper())
 
 
 def event(level: int, message: str, **fields: Any) -> None:

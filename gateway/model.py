@@ -3,9 +3,10 @@
 import hashlib
 from array import array
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine_adapters.base import Lora
 from engine_adapters.tokenizer_file import (
     TokenizerFileError,
     read_context_length,
@@ -13,6 +14,7 @@ from engine_adapters.tokenizer_file import (
     read_json_if_there,
     read_vocab_size,
 )
+from gateway.config import ConfigError
 from gateway.parsers.detect import AUTO, Choice, Signs, UnknownParser, choose_calls, choose_reasoning
 from gateway.parsers.output import Formats
 from gateway.tokenizer import ChatTemplates, RequestTemplates, Tokenizer, load_chat_templates
@@ -55,6 +57,8 @@ class Model:
 
     `system_fingerprint` changes with whatever may change an answer on this side. `warnings` tell what is odd about the
     folder but need not be wrong.
+
+    A model with a `lora` is an adapter of another one, its `parent`, whose workers serve it.
     """
 
     name: str
@@ -69,6 +73,13 @@ class Model:
     """How it writes reasoning and calls."""
     reasoning_end: bytes = b""
     """The ids that end its reasoning, little-endian u32."""
+    lora: Lora | None = None
+    parent: str = ""
+
+    @property
+    def served_by(self) -> str:
+        """The model that its workers say they serve."""
+        return self.parent or self.name
 
     @property
     def reasoning_end_ids(self) -> frozenset[int]:
@@ -213,3 +224,35 @@ def templates_by_model(arguments: tuple[str, ...], names: list[str]) -> dict[str
             raise TokenizerFileError(f"--chat-template {argument}: model {name!r} has one already")
         files[name] = Path(file)
     return files
+
+
+def load_adapters(texts: tuple[str, ...], models: dict[str, Model]) -> dict[str, Model]:
+    """LoRA adapters of `NAME=[MODEL:]ID[@PATH]` arguments as models by name; raises ConfigError."""
+    adapters: dict[str, Model] = {}
+    for text in texts:
+        adapter = _adapter(text, models)
+        if adapter.name in models or adapter.name in adapters:
+            raise ConfigError(f"lora {text!r}: there is a model {adapter.name!r} already; choose another name")
+        for other in adapters.values():
+            if (other.parent, _id_of(other)) == (adapter.parent, _id_of(adapter)):
+                raise ConfigError(f"lora {text!r}: {other.name!r} has this ID already; an ID is one adapter's alone")
+        adapters[adapter.name] = adapter
+    return adapters
+
+
+def _adapter(text: str, models: dict[str, Model]) -> Model:
+    name, _, rest = text.partition("=")
+    place, has_path, path = rest.partition("@")
+    parent, _, number = place.rpartition(":")
+    if not name or not number.isascii() or not number.isdecimal() or not 1 <= int(number) < 1 << 31:
+        raise ConfigError(f"lora {text!r}: expected NAME=[MODEL:]ID[@PATH], the ID being a number from 1 on")
+    if has_path and not path:
+        raise ConfigError(f"lora {text!r}: the PATH behind @ is empty; it is where the engine finds the adapter")
+    parents = [parent] if parent else [*models]
+    if len(parents) != 1 or parents[0] not in models:
+        raise ConfigError(f"lora {text!r}: say whose adapter it is with NAME=MODEL:ID; there is {', '.join(models)}")
+    return replace(models[parents[0]], name=name, lora=Lora(name, int(number), path), parent=parents[0])
+
+
+def _id_of(adapter: Model) -> int:
+    return adapter.lora.id if adapter.lora else 0

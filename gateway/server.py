@@ -44,7 +44,7 @@ from gateway.metrics import (
     Cells,
     Registry,
 )
-from gateway.model import Model
+from gateway.model import Model, load_adapters
 from gateway.pools import Pool
 from gateway.routing import STATES, Router, WorkerAddress
 from gateway.schemas import Validators
@@ -65,6 +65,7 @@ class Server:
     """A running gateway. Raises StartError when the address cannot be had."""
 
     def __init__(self, config: Config, models: dict[str, Model], workers: list[WorkerAddress]) -> None:
+        adapters = load_adapters(config.lora, models)
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
@@ -74,6 +75,7 @@ class Server:
         self.gateway = Gateway(
             config=config,
             models=models,
+            adapters=adapters,
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
             tokenize=Pool("tokenize", config.tokenize_threads, supervisor, cores),
@@ -243,7 +245,23 @@ def admitted_model(models: dict[str, Model], address: WorkerAddress, info: Engin
             f"its tokenizer ({theirs.hex()[:16]}…) is not that of model {model.name!r} here ({ours.hex()[:16]}…): "
             "every token would mean something else; point both at the same model folder"
         )
+    if problem := role_problem(address, info):
+        raise WorkerUnfit(problem)
     return model.name
+
+
+def role_problem(address: WorkerAddress, info: EngineInfo) -> str:
+    """Why a worker cannot have the role that its URL says; empty when it can."""
+    if address.role == "any":
+        return ""
+    if "disaggregation" not in info.features:
+        return (
+            f"its role is {address.role!r}, but its engine ({info.engine}) hands nothing over between prefill and "
+            "decode: set the engine up for disaggregation, or leave role out of the worker's URL"
+        )
+    if info.role not in ("", address.role):
+        return f"its URL says that its role is {address.role!r}, and the engine that it is {info.role!r}"
+    return ""
 
 
 def add_gauges(gateway: Gateway) -> None:

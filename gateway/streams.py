@@ -77,11 +77,6 @@ class Stream:
         self._is_quiet = True
         self._timer = mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
 
-    @property
-    def unfinished(self) -> list[Choice]:
-        """The choices whose end has not arrived here."""
-        return [self.choices[index] for index in self._unfinished]
-
     async def pump(self, take: Take) -> bool:
         """Have `take` called with all that comes until it asks for a pause; what it raises is raised here.
 
@@ -120,8 +115,13 @@ class Stream:
         self._unfinished.discard(index)
         self._gathered.pop(index, None)
 
-    def close(self) -> None:
+    def close(self) -> list[Choice]:
+        """No more of it is wanted; returns the choices whose end has not arrived here."""
         self._timer.cancel()
+        unfinished = [self.choices[index] for index in self._unfinished]
+        self._unfinished.clear()
+        self.choices = []  # they know their stream: without cycles there is nothing for the collector to find
+        return unfinished
 
     def _hand_over(
         self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None

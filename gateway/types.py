@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapters.base import Constraint, KvRetention, Logprobs, Lora, Sampling
+from engine_adapters.base import Constraint, KvRetention, Logprobs, Sampling
 from gateway.errors import GatewayError
 
 COMPILING = 1_000_000
@@ -115,7 +115,6 @@ class GenerateRequest:
     prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
-    lora: Lora | None = None
     constraint: Constraint | None = None
     constraint_is_wish: bool = False
     """An engine that cannot have it does without."""
@@ -237,6 +236,8 @@ class RequestRecord:
     prepared: float = 0.0
     routed: float = 0.0
     first_token: float = 0.0
+    handoff_seconds: float = 0.0
+    """From the end of the prefill to the first token of the decode, where two workers share a request."""
     last_token: float = 0.0
     model: str = ""
     worker: str = ""

@@ -5,11 +5,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import profile, requests, streaming
+from perf import peers, profile, requests, streaming
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
     "requests": (requests.main, "CPU of the gateway per one-token request, streamed and not, beside a bare ASGI app"),
+    "peers": (
+        peers.main,
+        "CPU of the gateway beside SMG's, per streamed token and per long prompt",
+    ),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
 

@@ -38,6 +38,8 @@ class Job:
     marker: str = ""
     tokens: int = 0
     requests: int = 0
+    numbered: str = ""
+    """A text in the request that each one has a number of its own for, of as many digits."""
     profile_switch: str = ""
     """A pipe that is told "1" when the window opens and "0" when it closes."""
 
@@ -194,10 +196,13 @@ class RequestLoad(Load):
         super().__init__(job)
         self.pieces: dict[int, bytes] = {}
         self.unsent = job.requests
+        self.template, self.marker = self.request, job.numbered.encode()
 
     def send(self, number: int) -> None:
         if self.unsent:
             self.unsent -= 1
+            if self.marker:
+                self.request = self.template.replace(self.marker, b"%0*d" % (len(self.marker), self.unsent), 1)
             super().send(number)
         else:
             self.close_window()

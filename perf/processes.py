@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from perf import stamps
 from perf.samples import WORD
@@ -22,11 +23,13 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Process:
-    """`port` is what it listens on; `stamps` is the file where it notes when tokens left it, if it does."""
+    """`port` is what it listens on; `stamps` is the file where it notes when tokens left it, if it does, and `wire` how
+    it speaks to gateways, if it is an engine."""
 
     popen: subprocess.Popen[str]
     port: int
     stamps: Path | None = None
+    wire: str = "step"
 
     @property
     def pid(self) -> int:
@@ -38,23 +41,23 @@ class Process:
 
 
 @contextmanager
-def word_simulator(*options: str) -> Iterator[Process]:
+def word_simulator(*options: str, wire: str = "step") -> Iterator[Process]:
     """The simulator: every token is samples.WORD, every step is stamped, prompts and large batches cost nothing."""
     with _folder() as folder:
         script, stamp_file = folder / "script.json", folder / "stamps"
         script.write_text(json.dumps([{"steps": [WORD], "finish": "repeat"}]))
         answers = ("--ignore-eos", "--output", f"script:{script}")
         costs = ("--prefill-tps", "1e9", "--decode-per-request-ms", "0", "--max-running", "100000")
-        with _started("perf.stamped_simulator", str(stamp_file), *answers, *costs, *options) as popen:
+        with _started("perf.stamped_simulator", str(stamp_file), "--wire", wire, *answers, *costs, *options) as popen:
             address = json.loads(_first_line(popen))["address"]
-            yield Process(popen, int(address.rpartition(":")[2]), stamp_file)
+            yield Process(popen, int(address.rpartition(":")[2]), stamp_file, wire)
 
 
 @contextmanager
 def gateway(worker: Process, options: argparse.Namespace, *launcher: str) -> Iterator[Process]:
     """A gateway before `worker`; `launcher` is another module to start it, and what that wants before our options."""
     chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
-    fixed = ["--worker", f"step://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
+    fixed = ["--worker", f"{worker.wire}://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
     with _started(*launcher or ("gateway",), *fixed, *chosen) as popen:
         yield Process(popen, _port_of(_first_line(popen)))
 
@@ -90,12 +93,19 @@ def _folder() -> Iterator[Path]:
 
 @contextmanager
 def _started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with started([sys.executable, "-m", module, *arguments]) as popen:
+        yield popen
+
+
+@contextmanager
+def started(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process with a pipe for its output, killed at the end."""
     popen = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        command,
         cwd=ROOT,
         text=True,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, **options},
     )
     try:
         yield popen

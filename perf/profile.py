@@ -26,7 +26,7 @@ LAYERS = (
     ("socket receive, accept", "/asyncio/selector_events.py", ""),
     ("asyncio streams", "/asyncio/streams.py", ""),
     ("asyncio loop and tasks", "/asyncio/", ""),
-    ("h11", "/h11/", ""),
+    ("HTTP/1.1", "/gateway/http1/", ""),
     ("hypercorn", "/hypercorn/", ""),
     ("starlette", "/starlette/", ""),
     ("gRPC", "/grpc/", ""),

@@ -1,26 +1,41 @@
 """What the load asks for and what the gateway answers, so that the bare app can answer the same."""
 
 import json
+import random
 from http.client import HTTPConnection
 from typing import Any
+
+from engine_adapters.simulator.outputs import TEXTS
 
 CHAT_PATH = "/v1/chat/completions"
 WORD = " the"
 """Every token of every answer, so that tokens can be counted in whatever event they come."""
 
 
-def http_request(path: str, *, stream: bool, max_tokens: int) -> str:
+SHORT_PROMPT = "Tell me about the sea, and keep it short."
+NUMBER = "00000000"
+"""In a long prompt, what the load replaces to make each one unlike the others."""
+PROMPT_WORDS = 8000
+
+
+def long_prompt() -> str:
+    """PROMPT_WORDS words of the simulator's texts, shuffled, behind NUMBER."""
+    words = " ".join(path.read_text("utf-8") for path in sorted(TEXTS.glob("*.txt"))).split()
+    return f"{NUMBER} {' '.join(random.Random(1).choices(words, k=PROMPT_WORDS))}"
+
+
+def http_request(path: str, *, stream: bool, max_tokens: int, model: str = "demo", prompt: str = SHORT_PROMPT) -> str:
     """The whole request, as it goes over the wire; the same body whatever the path."""
-    body = json.dumps(chat_body(stream, max_tokens))
+    body = json.dumps(chat_body(stream, max_tokens, model, prompt))
     return (
         f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: */*\r\nuser-agent: perf\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
     )
 
 
-def chat_body(stream: bool, max_tokens: int) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "Tell me about the sea, and keep it short."}]
-    return {"model": "demo", "messages": messages, "stream": stream, "max_tokens": max_tokens, "temperature": 0}
+def chat_body(stream: bool, max_tokens: int, model: str = "demo", prompt: str = SHORT_PROMPT) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": model, "messages": messages, "stream": stream, "max_tokens": max_tokens, "temperature": 0}
 
 
 def bare_events(port: int) -> list[str]:

@@ -3,34 +3,44 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from engine_adapters.simulator.__main__ import make_engine, parse_arguments
-from engine_adapters.simulator.engine import SimulatedEngine
-from engine_adapters.step.server import Output, StepServer
+from engine_adapters.base import KvEvent, Logprobs
+from engine_adapters.simulator.__main__ import WIRES, make_engine, parse_arguments
+from engine_adapters.simulator.engine import Harness
+from engine_adapters.step.server import Output
+from engine_adapters.step.session import Stream
 from perf.stamps import StampFile
 
 
-class StampedServer(StepServer):
-    def __init__(self, engine: SimulatedEngine, stamps: StampFile) -> None:
-        super().__init__(engine)
+class Stamped:
+    """A harness that notes what goes through it."""
+
+    def __init__(self, harness: Harness, stamps: StampFile) -> None:
+        self._harness = harness
         self._stamps = stamps
 
-    def emit(self, step: int, outputs: Iterable[Output], *rest: Any, **named: Any) -> None:
+    def emit(self, step: int, outputs: Iterable[Output], logprobs: Mapping[Stream, Logprobs]) -> None:
         outputs = list(outputs)
         self._stamps.note(sum(len(token_ids) for _, token_ids, _ in outputs))
-        super().emit(step, outputs, *rest, **named)
+        self._harness.emit(step, outputs, logprobs)
+
+    def emit_kv_events(self, events: Iterable[KvEvent]) -> None:
+        self._harness.emit_kv_events(events)
+
+    async def frames_taken(self, timeout: float) -> None:  # noqa: ASYNC109
+        await self._harness.frames_taken(timeout)
 
 
 async def serve(stamps: Path, arguments: list[str]) -> None:
-    engine = make_engine(parse_arguments(arguments))
-    server = StampedServer(engine, StampFile(stamps))
+    options = parse_arguments(arguments)
+    engine = make_engine(options)
+    server = WIRES[options.wire](engine)
     port = await server.start("127.0.0.1", 0)
     sys.stdout.write(json.dumps({"address": f"127.0.0.1:{port}"}) + "\n")
     sys.stdout.flush()
-    await engine.run(server)
+    await engine.run(Stamped(server, StampFile(stamps)))
 
 
 if __name__ == "__main__":

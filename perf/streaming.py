@@ -40,13 +40,14 @@ class Bench:
     source: Process
     path: str
     tokens: int
+    model: str = "demo"
 
     def run(self, streams: int, profile_switch: str = "") -> Run:
         sent_before = len(self.source.sent())
         job = load.Job(
             port=self.server.port,
             pid=self.server.pid,
-            request=samples.http_request(self.path, stream=True, max_tokens=self.tokens),
+            request=samples.http_request(self.path, stream=True, max_tokens=self.tokens, model=self.model),
             connections=streams,
             marker=samples.WORD,
             tokens=self.tokens,

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 MODULES = {
     "proto/executor.proto": "engine_adapters/step/messages.py",
+    "proto/openengine.proto": "engine_adapters/trtllm/openengine/messages.py",
+    "proto/trtllm_service.proto": "engine_adapters/trtllm/native/messages.py",
 }
 
 LINE_LENGTH = 120
@@ -48,6 +50,7 @@ class Writer:
     def _head(self) -> str:
         fields = [declared for message in self.file.messages for declared in message.fields]
         functions = {self._constructor(declared) for declared in fields}
+        sequences = any(declared.label == "repeated" and is_number(declared, self.enums) for declared in fields)
         dataclass_names = "dataclass, field" if functions & {"repeated", "mapping"} else "dataclass"
         typing_names = "ClassVar, Final" if self.file.enums or self.file.methods else "ClassVar"
         written = f"written by proto/generate.py from {self.source}: do not edit."
@@ -57,6 +60,7 @@ class Writer:
                 "",
                 "from __future__ import annotations",
                 "",
+                *(["from collections.abc import Sequence"] if sequences else []),
                 f"from dataclasses import {dataclass_names}",
                 f"from typing import {typing_names}",
                 "",
@@ -94,6 +98,8 @@ class Writer:
         if declared.label == "map":
             key_type = PYTHON_TYPES[declared.key_type]
             return f"{declared.name}: dict[{key_type}, {python_type}] = field(default_factory=dict)"
+        if declared.label == "repeated" and is_number(declared, self.enums):
+            return f"{declared.name}: Sequence[{python_type}] = field(default_factory=list)"
         if declared.label == "repeated":
             return f"{declared.name}: list[{python_type}] = field(default_factory=list)"
         if declared.label in ("optional", "oneof") or declared.type in self.messages:
@@ -122,6 +128,11 @@ class Writer:
 
     def _kind(self, declared: FieldDeclaration) -> str:
         return "enum" if declared.type in self.enums else declared.type
+
+
+def is_number(declared: FieldDeclaration, enums: set[str]) -> bool:
+    """Of what kind the values are that travel packed, and that the codec also takes as a memoryview."""
+    return declared.type in enums or PYTHON_TYPES.get(declared.type) in ("int", "float", "bool")
 
 
 def screaming(name: str) -> str:

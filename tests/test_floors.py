@@ -12,9 +12,9 @@ FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "schemas", "threads", "types"},
     {"parsers", "pools", "routing", "streams", "tokenizer"},
-    {"decoder", "embedded", "engines", "model"},
-    {"doctor", "http_loop", "parse_command"},
-    {"generate"},
+    {"decoder", "embedded", "engines", "leg", "model"},
+    {"doctor", "http_loop", "parse_command", "submissions"},
+    {"generate", "http1"},
     {"api", "granian_server", "http_server", "watch"},
     {"app"},
     {"server"},
@@ -131,8 +131,9 @@ def test_only_the_engine_side_speaks_grpc() -> None:
 def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> None:
     tree = MODULES[name_of(path)]
 
-    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
-    assert ast.get_docstring(tree), "a file opens with one sentence that says what it is"
+    docstring = ast.get_docstring(tree)
+    assert docstring, "a file opens with one sentence that says what it is"
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES or "written by proto/generate.py" in docstring
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None

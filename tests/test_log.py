@@ -11,11 +11,12 @@ from gateway import log
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """The gateway's logger as it was, afterwards."""
-    before = (log.logger.handlers[:], log.logger.propagate, log.logger.level)
+    """The loggers as they were, afterwards."""
+    before = [(source, source.handlers[:], source.propagate, source.level) for source in log.SOURCES]
     yield
-    log.logger.handlers[:], log.logger.propagate = before[:2]
-    log.logger.setLevel(before[2])
+    for source, handlers, propagate, level in before:
+        source.handlers[:], source.propagate = handlers, propagate
+        source.setLevel(level)
 
 
 @pytest.mark.usefixtures("restored")
@@ -51,3 +52,11 @@ def test_an_exception_is_told_with_its_traceback(capsys: pytest.CaptureFixture[s
     assert "ValueError: deep down" in output and "Traceback" in output
     if log_format == "json":
         assert json.loads(output)["message"] == "it failed"
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_engine_adapters_say_is_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("human", "info")
+    logging.getLogger("engine_adapters.trtllm").info("%s does without %s", "gpu-1", "GetLoad")
+
+    assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    gpu-1 does without GetLoad\n"

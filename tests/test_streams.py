@@ -149,7 +149,7 @@ def test_nothing_comes_after_an_end() -> None:
         assert await stream.pump(reader.take)
 
         assert reader.parts == [(0, [1], STOP), (1, [3], STOP)]
-        assert stream.unfinished == []
+        assert stream.close() == []
 
     in_loop(story)
 
@@ -165,7 +165,8 @@ def test_what_is_forgotten_is_not_handed_over() -> None:
         assert await stream.pump(reader.take)
 
         assert reader.parts == [(1, [2], None)]
-        assert stream.unfinished == [stream.choices[1]]
+        second = stream.choices[1]
+        assert stream.close() == [second]
 
     in_loop(story)
 

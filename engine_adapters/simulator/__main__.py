@@ -18,6 +18,7 @@ from engine_adapters.simulator.outputs import plan_maker
 from engine_adapters.simulator.rank import Capacity
 from engine_adapters.simulator.scheduler import Costs, Scheduler
 from engine_adapters.simulator.script import ScriptError
+from engine_adapters.simulator.trtllm_server import TrtllmServer
 from engine_adapters.step.server import StepServer
 from engine_adapters.step.session import Stream
 from engine_adapters.tokenizer_file import (
@@ -31,6 +32,10 @@ SHIPPED_MODEL = Path(__file__).parent / "model"
 SHIPPED_NAME = "gateway-demo"
 DEFAULT_CONTEXT_LENGTH = 32768
 VERSION = "1"
+WIRES: "dict[str, Callable[[SimulatedEngine], StepServer | TrtllmServer]]" = {
+    "step": StepServer,
+    "trtllm": TrtllmServer,
+}
 
 log = logging.getLogger("simulator")
 
@@ -38,7 +43,8 @@ log = logging.getLogger("simulator")
 def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m engine_adapters.simulator",
-        description="An executor without a GPU: continuous batching in simulated time over the step stream. "
+        description="An executor without a GPU: continuous batching in simulated time over the step stream, or over "
+        "the wire of trtllm-serve. "
         "Prints one line of JSON with its address when it is ready; SIGUSR1 makes it forget its prefix cache.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -49,6 +55,9 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--prefill-tps", type=positive, default=8000.0, help="prompt tokens read per second")
     add("--decode-base-ms", type=not_negative, default=6.0, help="fixed part of a decode step")
     add("--decode-per-request-ms", type=not_negative, default=0.35, help="part of a decode step for each request")
+    add("--role", choices=["any", "prefill", "decode"], default="any", help="the only phase of requests it serves")
+    add("--transfer-tps", type=positive, default=400_000.0, help="prompt tokens that come from a prefill per second")
+    add("--transfer-base-ms", type=not_negative, default=2.0, help="fixed part of a transfer")
     add("--prefill-chunk", type=at_least_one, default=2048, help="prompt tokens read in one step, beside decoding")
     add("--max-running", type=at_least_one, default=256, help="answers in a rank's batch; more of them wait")
     add("--kv-tokens", type=at_least_one, default=524288, help="tokens that a rank's KV cache holds")
@@ -57,6 +66,7 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--output", default="text", metavar="KIND", help="what to answer: text, echo, random or script:FILE")
     add("--ignore-eos", action="store_true", help="no answer ends by itself, only by its limit")
     add("--speed", type=not_negative, default=1.0, help="2 is twice as fast; 0 answers without delay")
+    add("--wire", choices=[*WIRES], default="step", help="the step stream, or what trtllm-serve --grpc speaks")
     add("--until-stdin-closes", action="store_true", help="end when standard input reaches its end")
     options = parser.parse_args(arguments)
     if options.kv_tokens < options.block_size:
@@ -99,6 +109,7 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
         kv_block_size=options.block_size,
         dp_size=options.dp_size,
         features=FEATURES,
+        role="" if options.role == "any" else options.role,
     )
     capacity = Capacity(
         options.max_running,
@@ -110,7 +121,13 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
     )
     scheduler: Scheduler[Stream] = Scheduler(
         plan_for=plan_maker(options.output, tokenizer, eos_token_ids),
-        costs=Costs(options.prefill_tps, options.decode_base_ms / 1000, options.decode_per_request_ms / 1000),
+        costs=Costs(
+            options.prefill_tps,
+            options.decode_base_ms / 1000,
+            options.decode_per_request_ms / 1000,
+            options.transfer_base_ms / 1000,
+            options.transfer_tps,
+        ),
         capacity=capacity,
         eos_token_ids=frozenset(eos_token_ids),
     )
@@ -121,7 +138,7 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
 async def serve(options: argparse.Namespace, engine: SimulatedEngine) -> None:
     """Serve until a signal comes or, if asked for, standard input ends. Raises OSError when the port is taken."""
     must_stop = asyncio.Event()
-    server = StepServer(engine)
+    server = WIRES[options.wire](engine)
     port = await server.start(options.host, options.port)
     stepping = asyncio.create_task(engine.run(server))
     stepping.add_done_callback(lambda _: must_stop.set())

@@ -1,4 +1,4 @@
-"""Drives the scheduler by the clock and serves what it brings over the step stream.
+"""Drives the scheduler by the clock and serves what it brings over the wire of a harness.
 
 Threads: none of its own. Everything here runs on one event loop, the one that `run` is awaited on.
 """
@@ -6,13 +6,14 @@ Threads: none of its own. Everything here runs on one event loop, the one that `
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from engine_adapters.base import EngineInfo, Load, Submission
+from engine_adapters.base import EngineInfo, KvEvent, Load, Logprobs, Submission
 from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.scheduler import Scheduler
-from engine_adapters.step.server import Output, StepServer
+from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
 
 LARGEST_LAG = 0.05
@@ -58,6 +59,19 @@ class TokenMeter:
         return float(self._counts[-1][1] - self._count_before) if self._counts else 0.0
 
 
+class Harness(Protocol):
+    """What serves an engine: a `StepServer`, or a `TrtllmServer`."""
+
+    def emit(self, step: int, outputs: Iterable[Output], logprobs: "Mapping[Stream, Logprobs]", /) -> None:
+        """Send what an engine step brought."""
+
+    def emit_kv_events(self, events: Iterable[KvEvent], /) -> None:
+        """Tell how the prefix cache changed."""
+
+    async def frames_taken(self, timeout: float) -> None:
+        """Wait until all that was emitted is on its way, but no longer than `timeout` seconds."""
+
+
 class SimulatedEngine:
     """A `StepEngine`. With `ignore_eos` no stream ends on the model's end of sequence, whatever its request says."""
 
@@ -77,7 +91,7 @@ class SimulatedEngine:
         self._ignore_eos = ignore_eos
         self._meter = TokenMeter()
         self._something_changed = asyncio.Event()
-        self._server: StepServer | None = None
+        self._server: Harness | None = None
 
     def info(self) -> EngineInfo:
         return self._info
@@ -117,7 +131,7 @@ class SimulatedEngine:
         self._scheduler.clear_cache()
         self._emit([])
 
-    async def run(self, server: StepServer) -> None:
+    async def run(self, server: Harness) -> None:
         """Step for ever."""
         self._server = server
         while True:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from engine_adapters.base import Logprobs, Submission
+from engine_adapters.simulator import handoff
 from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
 
@@ -64,10 +65,11 @@ class LogprobSource:
     def note(self, streams: Sequence[Stream], submission: Submission) -> None:
         """These streams have been started."""
         if submission.logprobs is not None:
-            last = memoryview(submission.token_ids).cast("I")[-1]
+            text = memoryview(submission.token_ids).cast("I").tolist()
+            text += handoff.unpack(submission.handoff)[0] if submission.phase == "decode" else []
+            last, position = text[-1], len(text)
             is_greedy = submission.sampling.temperature == 0
             for stream in streams:
-                position = len(submission.token_ids) // 4
                 self._oracles[stream] = Oracle(self._candidates, submission.logprobs, is_greedy, last, position)
         if submission.prompt_logprobs is not None:
             self._prompts[streams[0]] = submission

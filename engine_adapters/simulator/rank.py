@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias
 
@@ -36,7 +36,11 @@ class Rank(Generic[Key]):
     none, the last in order who runs goes back to the queue, and reads what it had, as far as it is not cached, again.
     """
 
-    def __init__(self, capacity: Capacity, number: int) -> None:
+    def __init__(
+        self, capacity: Capacity, number: int, transfer: "Callable[[int], float]" = lambda tokens: 0.0
+    ) -> None:
+        """`transfer(tokens)` is how many seconds it takes to get so many from a prefill."""
+        self._transfer = transfer
         self.cache = KvCache(capacity.kv_tokens // capacity.block_size, number)
         self._capacity = capacity
         self._answers = 0
@@ -82,7 +86,7 @@ class Rank(Generic[Key]):
         short = [run for run in decoding if len(run.said) > run.room]
         if short and self._find_blocks(short):
             decoding = [run for run in decoding if run.key in self._decoding]
-        reading = self._read_on()
+        reading = self._read_on(now)
         self._working = decoding + reading
         return sum([run.chunk for run in reading]), len(decoding)
 
@@ -137,7 +141,7 @@ class Rank(Generic[Key]):
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
-    def _read_on(self) -> "list[Run[Key]]":
+    def _read_on(self, now: float) -> "list[Run[Key]]":
         """Share the step's chunk among those who read, in order, and admit others for what is left of it."""
         left = self._capacity.prefill_chunk
         for run in self._reading.values():
@@ -145,6 +149,9 @@ class Rank(Generic[Key]):
             left -= run.chunk
         while left and self._waiting and self._can_admit(self._waiting[0]):
             run = self._waiting.pop(0)
+            if run.is_handed_over:
+                self._receive(run, now)
+                continue
             run.chunk = min(left, run.tokens - run.read)
             left -= run.chunk
         return [run for run in self._reading.values() if run.chunk]
@@ -168,6 +175,12 @@ class Rank(Generic[Key]):
         run.note_cached(cached * size)
         self._reading[run.key] = run
         return True
+
+    def _receive(self, run: "Run[Key]", now: float) -> None:
+        """A prompt that was read elsewhere comes over, which keeps nobody here from working."""
+        run.receive(now + self._transfer(run.prompt.tokens - run.read))
+        self._decoding[run.key] = self._reading.pop(run.key)
+        self._store(run, run.prompt.tokens)
 
     def _note_read(self, run: "Run[Key]", ended_at: float) -> "list[Run[Key]]":
         """The chunk has been read. After the last one the followers branch off; returns who says something now."""

@@ -3,10 +3,11 @@
 import itertools
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from engine_adapters.base import Finish, FinishReason, Submission
+from engine_adapters.simulator import handoff
 from engine_adapters.simulator.kv_cache import block_hashes, root_hash
 
 Key = TypeVar("Key", bound=Hashable)
@@ -62,7 +63,8 @@ class Run(Generic[Key]):
     Of the answers to one prompt, the first reads it while the others wait as its `followers`; each then goes its own
     way. It holds the first `stored` of `block_hashes` and `blank` blocks, which have room for the prompt and `room`
     tokens more. `read` is how much of the prompt (or, after it lost its place, of all it has) is in them, `chunk` what
-    the step under way adds.
+    the step under way adds. One that `hands_over` ends with its first tokens; the prompt of one that `is_handed_over`
+    has been read elsewhere and is yet to come.
     """
 
     key: Key
@@ -87,6 +89,8 @@ class Run(Generic[Key]):
     cached_tokens: int = 0
     is_new: bool = True
     is_prefilled: bool = False
+    hands_over: bool = False
+    is_handed_over: bool = False
 
     def __post_init__(self) -> None:
         self.steps, self.delays = self.plan.steps, self.plan.delays
@@ -133,7 +137,14 @@ class Run(Generic[Key]):
             return token_ids, self.finish(FinishReason.STOP, matched_stop)
         if self.index >= len(steps) and self._ends_with_plan():
             return token_ids, self.finish(self.plan.reason)
+        if self.hands_over and said:
+            return token_ids, replace(self.finish(FinishReason.LENGTH), handoff=handoff.pack(said, self.index))
         return token_ids, None
+
+    def receive(self, ready_at: float) -> None:
+        """All that is not cached of the prompt comes from where it was read, by `ready_at`."""
+        self.read, self.is_prefilled, self.is_handed_over = self.tokens, True, False
+        self.ready_at = ready_at + self.delays.get(self.index, 0.0)
 
     def finish(self, reason: FinishReason, matched_stop: "int | None" = None) -> Finish:
         is_planned = reason is self.plan.reason

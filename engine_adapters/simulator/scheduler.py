@@ -14,21 +14,30 @@ from dataclasses import dataclass
 from typing import Generic
 
 from engine_adapters.base import Finish, FinishReason, KvEvent, Submission
+from engine_adapters.simulator import handoff
 from engine_adapters.simulator.rank import Capacity, Output, Rank
 from engine_adapters.simulator.run import Key, Plan, Prompt, Run
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step costs in seconds: its prompts, and when streams decode, a fixed part and a part for each."""
+    """What a step costs in seconds: its prompts, and when streams decode, a fixed part and a part for each.
+
+    What a prefill has read comes over beside the steps, in a time of its own.
+    """
 
     prefill_tokens_per_second: float = 8000.0
     decode_base: float = 0.006
     decode_per_request: float = 0.00035
+    transfer_base: float = 0.002
+    transfer_tokens_per_second: float = 400_000.0
 
     def step(self, prefill_tokens: int, decoding: int) -> float:
         decode = self.decode_base + self.decode_per_request * decoding if decoding else 0.0
         return prefill_tokens / self.prefill_tokens_per_second + decode
+
+    def transfer(self, tokens: int) -> float:
+        return self.transfer_base + tokens / self.transfer_tokens_per_second
 
 
 class Scheduler(Generic[Key]):
@@ -51,7 +60,7 @@ class Scheduler(Generic[Key]):
         self._costs = costs
         self._capacity = capacity
         self._eos_token_ids = eos_token_ids
-        self.ranks: list[Rank[Key]] = [Rank(capacity, number) for number in range(capacity.dp_size)]
+        self.ranks: list[Rank[Key]] = [Rank(capacity, number, costs.transfer) for number in range(capacity.dp_size)]
         self._runs: dict[Key, tuple[Rank[Key], Run[Key]]] = {}
         self._arrivals = itertools.count()
         self._ends_at = 0.0
@@ -65,6 +74,7 @@ class Scheduler(Generic[Key]):
         """Queue a stream for each answer; returns their end when they cannot be served."""
         prompt_tokens = len(submission.token_ids) // 4
         room, problem = self._room(prompt_tokens)
+        said, steps, problem = _handed_over(submission, problem)
         if problem:
             return Finish(FinishReason.REJECTED, prompt_tokens=prompt_tokens, error=problem)
         plans = [self._plan_for(submission, index) for index in range(len(keys))]
@@ -80,7 +90,8 @@ class Scheduler(Generic[Key]):
         runs = []
         for index, (key, plan) in enumerate(zip(keys, plans, strict=True)):
             order, limit = (submission.priority, arrival, index), min(submission.max_tokens, room)
-            run = Run(key, order, prompt, plan, limit, submission.min_tokens, stops)
+            run = Run(key, order, prompt, plan, limit, submission.min_tokens, stops, said=[*said], index=steps)
+            run.hands_over, run.is_handed_over = submission.phase == "prefill", submission.phase == "decode"
             self._runs[key] = rank, run
             runs.append(run)
         runs[0].followers = runs[1:]
@@ -148,3 +159,13 @@ class Scheduler(Generic[Key]):
             return 0, f"the prompt has {prompt_tokens} tokens, more than the {kv_tokens} this engine has memory for"
         # The last token said needs no room: nothing follows from it.
         return min(context_length - prompt_tokens, kv_tokens - prompt_tokens + 1), ""
+
+
+def _handed_over(submission: Submission, problem: str) -> tuple[list[int], int, str]:
+    """(tokens said before, steps that took, why the handoff is no good or the problem there was before)"""
+    if submission.phase != "decode" or problem:
+        return [], 0, problem
+    try:
+        return (*handoff.unpack(submission.handoff), "")
+    except ValueError as error:
+        return [], 0, str(error)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gateway.api.body import Fields, read_json
-from gateway.api.reply import EventWriter, Scope, Send, json_text, send_json, server_timing
+from gateway.api.reply import JSON, EventWriter, Scope, Send, json_text, quoted, send_body, server_timing
 from gateway.errors import GatewayError
 from gateway.generate import Gateway, Output
 from gateway.http_loop import HttpLoop, Receive
@@ -28,12 +28,10 @@ class Answer(ABC):
         self._choices = choices
         self._unopened = set(range(choices))
         self._chunk_head = self._chunk_tail = ""
-        self._head = {
-            "id": f"{self.prefix}-{record.request_id}",
-            "created": int(time.time()),
-            "model": model.name,
-            "system_fingerprint": model.system_fingerprint,
-        }
+        self._head = (
+            f'{{"id":{quoted(f"{self.prefix}-{record.request_id}")},"created":{int(time.time())},'
+            f'"model":{quoted(model.name)},"system_fingerprint":{quoted(model.system_fingerprint)},"object":'
+        )
         self.shape = shape
         self.fault: GatewayError | None = None
         """What is wrong with an answer that has been streamed: told as its last event."""
@@ -62,22 +60,26 @@ class Answer(ABC):
     def note(self, event: Text) -> None:
         """Called with each text of the one reply, for what is to be kept of it besides the text."""
 
-    async def whole(self) -> dict[str, Any]:
-        """The one reply."""
+    async def whole(self) -> str:
+        """The one reply, as JSON."""
         collector = Collector(self._choices, self.note)
         await self.generate(collector)
         choices = [
             self.whole_choice(index, collector.messages[index], collector.finish_reasons[index])
             for index in range(self._choices)
         ]
-        return {**self._head, "object": self.whole_kind, "choices": choices, "usage": usage_body(collector.usage)}
+        usage = json_text(usage_body(collector.usage))
+        return f'{self._head}"{self.whole_kind}","choices":{json_text(choices)},"usage":{usage}}}'
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Server-sent events."""
-        self._chunk_head = f'data: {json_text({**self._head, "object": self.chunk_kind})[:-1]},"choices":['
+        self._chunk_head = f'data: {self._head}"{self.chunk_kind}","choices":['
         self._chunk_tail = self._tail()
         writer = EventWriter(scope, send, self._parts_of)
         await self.generate(writer)
+        if self.fault is not None:
+            await writer.flush()
+            raise self.fault
         await writer.end()
 
     def _parts_of(self, event: Event) -> bytes:
@@ -111,7 +113,7 @@ class Answer(ABC):
 
     def _end(self, usage: Usage) -> bytes:
         if self.fault is not None:
-            raise self.fault
+            return b""
         timing = f": server-timing {server_timing(self._record)}\n\n" if self._record.wants_timing else ""
         body = json_text(usage_body(usage))
         chunk = f'{self._chunk_head}],"usage":{body}}}\n\n' if self.shape.include_usage else ""
@@ -157,11 +159,11 @@ class Endpoint:
         loop: HttpLoop = scope["state"]["loop"]
         fields = await read_json(scope, receive, self._gateway)
         answer = self._lower(fields, self._gateway, loop, scope["record"])
-        async with loop.answering(receive):
+        async with loop.answering(scope, receive):
             if answer.shape.stream:
                 await answer.stream(scope, send)
             else:
-                await send_json(scope, send, await answer.whole())
+                await send_body(scope, send, (await answer.whole()).encode(), JSON)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

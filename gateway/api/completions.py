@@ -119,7 +119,7 @@ class CompletionAnswer(Answer):
         records = [RequestRecord(job.request.request_id, self._record.received) for job in self._jobs]
         total = Total(output, self._record, records, self.shape.continuous_usage)
         tasks = [
-            asyncio.create_task(self._generate_one(job, record, total))
+            asyncio.create_task(self._generate_flushed(job, record, total))
             for job, record in zip(self._jobs, records, strict=True)
         ]
         try:
@@ -162,6 +162,11 @@ class CompletionAnswer(Answer):
             for index in range(job.first_index, job.first_index + request.n):
                 self._counters[index].skip(text)
         await generate(self._gateway, self._loop, request, record, Numbered(self, job, request, output, text))
+
+    async def _generate_flushed(self, job: Job, record: RequestRecord, output: Output) -> None:
+        """The same, one prompt among several: its end does not wait for theirs."""
+        await self._generate_one(job, record, output)
+        await output.flush()
 
     def note_prompt(self, job: Job, request: GenerateRequest, logprobs: Logprobs) -> None:
         """The logprobs of a prompt that was echoed."""
@@ -255,6 +260,7 @@ STAGES_OF_THE_FIRST = (
     "render_seconds",
     "tokenize_seconds",
     "queue_seconds",
+    "handoff_seconds",
 )
 """What the whole request waited for is what its first token waited for."""
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'

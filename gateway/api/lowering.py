@@ -1,10 +1,11 @@
 """Body fields that the generating endpoints share, lowered to a GenerateRequest."""
 
+import itertools
 from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from engine_adapters.base import Sampling
+from engine_adapters.base import KvRange, KvRetention, Sampling
 from gateway.api.body import Fields
 from gateway.errors import BadRequest
 from gateway.model import Model
@@ -17,6 +18,8 @@ MAX_TOKENS = (1 << 31) - 1
 MAX_SEED = 1 << 63
 MAX_PRIORITY = (1 << 31) - 1
 MAX_BIAS = 100.0
+MAX_KV_PRIORITY = 100
+MAX_DURATION_MS = 1000 * 60 * 60 * 24 * 365
 MAX_DIGITS = 10
 """Of a token id."""
 ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
@@ -66,6 +69,7 @@ def read_request(
         prompt_logprobs=logging.prompt_logprobs,
         priority=fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         cache_salt=fields.text("cache_salt") if fields.has("cache_salt") else "",
+        kv_retention=read_kv_retention(fields),
         stream=fields.boolean("stream"),
         truncate_prompt_tokens=fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),
     )
@@ -136,6 +140,34 @@ def read_logit_bias(fields: Fields, model: Model) -> tuple[tuple[int, float], ..
             biases.refuse(name, "must be a number")
         result.append((int(name), bias))
     return tuple(result)
+
+
+def read_kv_retention(fields: Fields) -> KvRetention | None:
+    """How long the engine shall keep which tokens of the prompt, as it reaches the engine, and of the answer."""
+    if not fields.has("kv_retention"):
+        return None
+    retention = fields.object("kv_retention")
+    ranges = retention.each("ranges", read_kv_range) if retention.has("ranges") else []
+    ends = sorted((each.start, each.end or MAX_TOKENS, index) for index, each in enumerate(ranges))
+    for (_, end, _), (start, _, index) in itertools.pairwise(ends):
+        if start < end:
+            retention.refuse(f"ranges[{index}]", "begins before another range has ended")
+    return KvRetention(
+        ranges=tuple(ranges),
+        decode_priority=retention.integer("decode_priority", 0, MAX_KV_PRIORITY),
+        decode_duration_ms=retention.integer("decode_duration_ms", 1, MAX_DURATION_MS),
+    )
+
+
+def read_kv_range(fields: Fields) -> KvRange:
+    start = fields.integer("start", 0, MAX_TOKENS) or 0
+    end = fields.integer("end", 1, MAX_TOKENS)
+    if end is not None and end <= start:
+        fields.refuse("end", f"must be above start ({start})")
+    priority = fields.integer("priority", 0, MAX_KV_PRIORITY)
+    if priority is None:
+        fields.refuse("priority", "is required")
+    return KvRange(start, end, priority, fields.integer("duration_ms", 1, MAX_DURATION_MS))
 
 
 def refuse_unfit(fields: Fields, names: tuple[str, ...], why: str) -> None:

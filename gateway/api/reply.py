@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.errors import GatewayError
 from gateway.http_loop import WRITE_NOW
-from gateway.types import Event, RequestRecord
+from gateway.types import Event, RequestRecord, Text
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -30,6 +30,7 @@ def on_one_line(json_of_text: str) -> str:
     return json_of_text
 
 
+JSON = b"application/json"
 EVENT_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 
 
@@ -48,12 +49,14 @@ def to_json(value: Any) -> bytes:
 
 
 def stages(record: RequestRecord) -> dict[str, float]:
-    """What a request waited for up to its first token, in seconds."""
+    """What a request waited for up to its first token, and between the two workers that shared it, in seconds."""
     passed = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
     if record.routed:
         passed["route"] = record.routed - record.prepared
     if record.first_token:
         passed["engine"] = record.first_token - record.routed
+    if record.handoff_seconds:
+        passed["handoff"] = record.handoff_seconds
     return passed
 
 
@@ -66,7 +69,7 @@ def server_timing(record: RequestRecord) -> str:
 
 
 async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:
-    await send_body(scope, send, to_json(value), b"application/json", status)
+    await send_body(scope, send, to_json(value), JSON, status)
 
 
 async def send_body(scope: Scope, send: Send, body: bytes, content_type: bytes, status: int = 200) -> None:
@@ -86,8 +89,8 @@ async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
 class EventWriter:
     """An `Output` that streams: what `parts_of` makes of each event goes out in one write.
 
-    That happens at once where the server has a way to write without waiting, and nothing is waiting already; else what
-    has gathered goes out with the next `flush`. The response starts with the first part, so that what fails before it
+    Text goes out at once where the server has a way to write without waiting, and nothing is waiting already; all else
+    gathers for the next `flush` or the `end`. The response starts with the first part, so that what fails before it
     still gets its own status.
     """
 
@@ -103,23 +106,26 @@ class EventWriter:
         part = self._parts_of(event)
         if not part:
             return True
-        if self._write_now is not None and not self._unsent and self._write_now(part):
+        if self._write_now is not None and not self._unsent and type(event) is Text and self._write_now(part):
             return True
         self._unsent.append(part)
         return False
 
     async def flush(self) -> None:
+        await self._write(more=True)
+
+    async def end(self) -> None:
+        """What has gathered, and the end of the response."""
+        await self._write(more=False)
+
+    async def _write(self, more: bool) -> None:
         async with self._sending:  # several prompts of one request share a writer
             if not self._scope["record"].is_streaming:
                 await _start(self._scope, self._send, list(EVENT_HEADERS))
                 self._scope["record"].is_streaming = True
             parts, self._unsent = self._unsent, []
-            if parts:
-                await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
-
-    async def end(self) -> None:
-        await self.flush()
-        await self._send({"type": "http.response.body", "body": b""})
+            if parts or not more:
+                await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": more})
 
 
 async def _start(scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:

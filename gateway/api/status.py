@@ -49,14 +49,15 @@ class Models:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        models = [self._describe(model) for model in self._gateway.models.values()]
+        gateway = self._gateway
+        models = [self._describe(model) for model in (*gateway.models.values(), *gateway.adapters.values())]
         await send_json(scope, send, {"object": "list", "data": models})
 
     def _describe(self, model: Model) -> dict[str, Any]:
         """OpenAI's fields, and what was detected."""
-        states = [state for state in self._gateway.router.snapshot().values() if state.model == model.name]
+        states = [state for state in self._gateway.router.snapshot().values() if state.model == model.served_by]
         infos = [state.info for state in states if state.info is not None]
-        return {
+        described = {
             "id": model.name,
             "object": "model",
             "created": STARTED,
@@ -68,6 +69,7 @@ class Models:
             "reasoning_parser": describe(model.formats.reasoning),
             "features": sorted(frozenset.intersection(*(info.features for info in infos)) if infos else ()),
         }
+        return described | {"root": model.parent, "parent": model.parent} if model.parent else described
 
 
 def describe(choice: Choice[Any]) -> dict[str, str]:
@@ -81,9 +83,7 @@ def unready(gateway: Gateway) -> list[str]:
         reasons.append(gateway.supervisor.failure)
     elif gateway.supervisor.ending:
         reasons.append("shutting down")
-    served = {state.model for state in gateway.router.snapshot().values() if state.state == "ready"}
-    reasons += [f"no worker of model {name!r} is ready" for name in gateway.models if name not in served]
-    return reasons
+    return reasons + [reason for name in gateway.models if (reason := gateway.router.unready(name))]
 
 
 def workers(gateway: Gateway) -> list[dict[str, Any]]:
@@ -93,6 +93,7 @@ def workers(gateway: Gateway) -> list[dict[str, Any]]:
             "state": state.state,
             "reason": state.reason,
             "model": state.model,
+            "role": state.role,
             "in_flight": gateway.router.in_flight(worker),
         }
         for worker, state in gateway.router.snapshot().items()

@@ -22,7 +22,7 @@ class Tokenize:
         record.model = model.name
         request = GenerateRequest(record.request_id, model.name, read_input(fields))
         wants_texts = fields.boolean("return_token_strs")
-        async with scope["state"]["loop"].answering(receive):
+        async with scope["state"]["loop"].answering(scope, receive):
             prompt = await prepare(gateway, model, request, record)
             token_ids = memoryview(prompt.token_ids).cast("I").tolist()
             texts = [model.tokenizer.table.token_text(token_id) for token_id in token_ids] if wants_texts else None
@@ -45,7 +45,7 @@ class Detokenize:
             fields.refuse("tokens", "is required")
         token_ids = memoryview(read_token_ids(fields, "tokens", model)).cast("I").tolist()
         skip_special_tokens = fields.boolean("skip_special_tokens")
-        async with scope["state"]["loop"].answering(receive):
+        async with scope["state"]["loop"].answering(scope, receive):
             text = await gateway.tokenize.run(model.tokenizer.decode, token_ids, skip_special_tokens)
             await send_json(scope, send, {"prompt": text})
 

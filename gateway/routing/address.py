@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
-SCHEMES = ("step",)
+SCHEMES = ("step", "trtllm", "openengine")
 ROLES = ("any", "prefill", "decode")
+WHOLE_ONLY = ("trtllm",)
+"""Schemes of wires that cannot carry what a prefill hands over to a decode."""
 MAX_WEIGHT = 1000.0
 
 
@@ -46,7 +48,7 @@ class WorkerAddress:
             host=parts.hostname,
             port=port,
             model=options.get("model"),
-            role=_role(url, options.get("role", "any")),
+            role=_role(url, parts.scheme, options.get("role", "any")),
             weight=_weight(url, options.get("weight", "1")),
         )
 
@@ -72,9 +74,15 @@ def _options(url: str, query: str) -> dict[str, str]:
     return options
 
 
-def _role(url: str, role: str) -> str:
+def _role(url: str, scheme: str, role: str) -> str:
     if role not in ROLES:
         raise AddressError(f"worker {url!r}: role must be one of {', '.join(ROLES)}")
+    if role != "any" and scheme in WHOLE_ONLY:
+        others = " or ".join(f"{each}://" for each in SCHEMES if each not in WHOLE_ONLY)
+        raise AddressError(
+            f"worker {url!r}: {scheme}:// cannot carry what a prefill hands over to a decode, so its workers have no "
+            f"role; reach the engine by {others}, or leave role away"
+        )
     return role
 
 

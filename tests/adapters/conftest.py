@@ -17,7 +17,12 @@ os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTO_FILES = ("proto/executor.proto", "tests/adapters/every_kind.proto")
+PROTO_FILES = (
+    "proto/executor.proto",
+    "proto/openengine.proto",
+    "proto/trtllm_service.proto",
+    "tests/adapters/every_kind.proto",
+)
 
 
 def load_module(name: str, path: Path) -> ModuleType:

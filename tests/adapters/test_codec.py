@@ -5,6 +5,7 @@ import os
 import random
 import struct
 import subprocess
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from itertools import accumulate
@@ -19,11 +20,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine_adapters.codec import DecodeError, decode, encode
+from engine_adapters.packed import MANY
 from engine_adapters.step import messages
 from engine_adapters.step.messages import ClientFrame, Finished, HealthReply, Info, Load, Sampling, StepFrame, Submit
+from engine_adapters.trtllm.native import messages as trtllm_messages
+from engine_adapters.trtllm.openengine import messages as openengine_messages
 
-STEP_MESSAGES = [cls.__name__ for cls in vars(messages).values() if isinstance(cls, type) and is_dataclass(cls)]
-EVERY_KIND_MESSAGES = ["EveryKind", "FewKinds", "Node", "Nothing"]
+WIRES = {"gateway.executor.v1": messages, "trtllm": trtllm_messages, "openengine.v1": openengine_messages}
+"""The modules written by proto/generate.py, by package."""
+EVERY_KIND_MESSAGES = [f"gateway.tests.{name}" for name in ("EveryKind", "FewKinds", "Node", "Nothing")]
+
+
+def names_of(package: str) -> list[str]:
+    """The full names of a wire's messages."""
+    classes = [each for each in vars(WIRES[package]).values() if isinstance(each, type) and is_dataclass(each)]
+    return [f"{package}.{cls.__name__}" for cls in classes]
+
+
+# OpenEngine has many small ones; these contain them.
+OPENENGINE_MESSAGES = (
+    "GenerateRequest",
+    "GenerateResponse",
+    "ServerInfo",
+    "ModelInfo",
+    "LoadInfo",
+    "KvEvent",
+    "Struct",
+)
+WIRE_MESSAGES = [
+    *names_of("gateway.executor.v1"),
+    *names_of("trtllm"),
+    *(f"openengine.v1.{name}" for name in OPENENGINE_MESSAGES),
+]
 
 
 @dataclass
@@ -42,8 +70,9 @@ class Pair:
 @pytest.fixture(scope="session")
 def pair(every_kind: ModuleType, google_classes: Callable[[str], Any]) -> Callable[[str], Pair]:
     def find(name: str) -> Pair:
-        module, package = (messages, "gateway.executor.v1") if name in STEP_MESSAGES else (every_kind, "gateway.tests")
-        return Pair(getattr(module, name), google_classes(f"{package}.{name}"), module)
+        package, _, message = name.rpartition(".")
+        module = WIRES.get(package, every_kind)
+        return Pair(getattr(module, message), google_classes(name), module)
 
     return find
 
@@ -171,8 +200,8 @@ def plain_google(descriptor: Descriptor, message: Any) -> dict[str, Any]:
 
 # --- both ways ------------------------------------------------------------------------------------------------------
 
-EACH_MESSAGE = pytest.mark.parametrize("name", STEP_MESSAGES + EVERY_KIND_MESSAGES)
-FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+EACH_MESSAGE = pytest.mark.parametrize("name", WIRE_MESSAGES + EVERY_KIND_MESSAGES)
+FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @EACH_MESSAGE
@@ -196,12 +225,10 @@ def test_we_read_what_protobuf_writes(name: str, pair: Callable[[str], Pair], da
         assert plain_ours(both.descriptor, decode(both.ours, source)) == plain_google(both.descriptor, theirs)
 
 
-@pytest.mark.parametrize("name", STEP_MESSAGES)
+@pytest.mark.parametrize("name", WIRE_MESSAGES)
 @FUZZ
 @given(data=st.data())
-def test_the_step_stream_has_the_bytes_that_protobuf_writes(
-    name: str, pair: Callable[[str], Pair], data: st.DataObject
-) -> None:
+def test_a_wire_has_the_bytes_that_protobuf_writes(name: str, pair: Callable[[str], Pair], data: st.DataObject) -> None:
     both = pair(name)
     values = data.draw(plain_values(both.descriptor))
     assert (
@@ -212,7 +239,7 @@ def test_the_step_stream_has_the_bytes_that_protobuf_writes(
 @FUZZ
 @given(data=st.data())
 def test_unknown_fields_are_skipped(pair: Callable[[str], Pair], data: st.DataObject) -> None:
-    many, few, nothing = pair("EveryKind"), pair("FewKinds"), pair("Nothing")
+    many, few, nothing = pair("gateway.tests.EveryKind"), pair("gateway.tests.FewKinds"), pair("gateway.tests.Nothing")
     written = encode(make_ours(many.module, many.descriptor, data.draw(plain_values(many.descriptor))))
     assert plain_ours(few.descriptor, decode(few.ours, written)) == plain_google(
         few.descriptor, few.google.FromString(written)
@@ -223,7 +250,7 @@ def test_unknown_fields_are_skipped(pair: Callable[[str], Pair], data: st.DataOb
 @FUZZ
 @given(data=st.data())
 def test_two_messages_in_a_row_merge_as_in_protobuf(pair: Callable[[str], Pair], data: st.DataObject) -> None:
-    both = pair("EveryKind")
+    both = pair("gateway.tests.EveryKind")
     values = plain_values(both.descriptor)
     written = b"".join(make_google(both.google, data.draw(values)).SerializeToString() for _ in range(2))
     assert plain_ours(both.descriptor, decode(both.ours, written)) == plain_google(
@@ -239,7 +266,7 @@ def test_garbage_is_a_message_or_a_decode_error(name: str, pair: Callable[[str],
     try:
         message = decode(cls, garbage)
     except DecodeError as error:
-        assert str(error).startswith(f"{name}: ")
+        assert str(error).startswith(f"{cls.__name__}: ")
         with pytest.raises(DecodeError):
             decode(cls, memoryview(garbage))
     else:
@@ -271,9 +298,9 @@ def corpus(pair: Callable[[str], Pair]) -> list[tuple[str, bytes]]:
     """Mutations of a message with something in every field, the same ones on every run."""
     dice = random.Random(2)
     found = []
-    for name in (*STEP_MESSAGES, *EVERY_KIND_MESSAGES):
+    for name in (*WIRE_MESSAGES, *EVERY_KIND_MESSAGES):
         both = pair(name)
-        for _ in range(300):
+        for _ in range(200):
             values = some_values(both.descriptor, dice, 2)
             found.append((name, mutated(make_google(both.google, values).SerializeToString(), dice)))
     return found
@@ -378,7 +405,7 @@ def fields_or_none(
 
 
 def test_a_message_cut_anywhere_is_refused_or_ends_between_two_fields(pair: Callable[[str], Pair]) -> None:
-    both = pair("StepFrame")
+    both = pair("gateway.executor.v1.StepFrame")
     cuts = [encode(FRAME)[:end] for end in range(len(encode(FRAME)))]
     ours = [fields_or_none(both, lambda data: decode(StepFrame, data), plain_ours, cut) for cut in cuts]
     theirs = [fields_or_none(both, both.google.FromString, plain_google, cut) for cut in cuts]
@@ -485,6 +512,35 @@ def test_repeated_numbers_are_written_packed_and_read_either_way(every_kind: Mod
         decode(every_kind.EveryKind, b"\xda\x02\x01\xac\x02")
 
 
+COUNTS = st.sampled_from((0, 1, MANY - 1, MANY, 1000))
+LARGEST = st.sampled_from([1 << bits for bits in range(33)] + [(1 << bits) - 1 for bits in range(1, 33)])
+
+
+@FUZZ
+@given(count=COUNTS, largest=LARGEST, seed=st.integers(0, 1000))
+def test_many_numbers_are_written_at_once_as_a_list_or_a_column(
+    pair: Callable[[str], Pair], count: int, largest: int, seed: int
+) -> None:
+    both = pair("gateway.tests.EveryKind")
+    dice = random.Random(seed)
+    numbers = [min(largest, 2**32 - 1), *(dice.randrange(largest) for _ in range(count))]
+    floats = [each / 4 for each in range(count)]
+    as_lists = encode(both.ours(some_uint32=numbers, some_fixed32=numbers, some_float=floats))
+    columns = [memoryview(array("I", numbers)), memoryview(array("f", floats))]
+    as_columns = encode(both.ours(some_uint32=columns[0], some_fixed32=columns[0], some_float=columns[1]))
+    for written in (as_lists, as_columns):
+        theirs = both.google.FromString(written)
+        assert theirs.some_uint32 == theirs.some_fixed32 == numbers
+        assert theirs.some_float == floats
+        assert decode(both.ours, written).some_uint32 == numbers
+    assert as_columns == as_lists or count < MANY
+
+
+def test_a_column_of_another_kind_is_written_number_by_number(every_kind: ModuleType) -> None:
+    column = memoryview(array("H", [1, 300]))
+    assert encode(every_kind.EveryKind(some_uint32=column)) == encode(every_kind.EveryKind(some_uint32=[1, 300]))
+
+
 def test_an_enum_keeps_a_number_it_has_no_name_for() -> None:
     assert decode(Finished, encode(Finished(reason=99))).reason == 99
 
@@ -511,10 +567,10 @@ def test_messages_nest_a_hundred_deep_and_no_deeper_as_in_protobuf(
 ) -> None:
     deepest = encode(nested(every_kind.Node, 100))
     assert encode(decode(every_kind.Node, deepest)) == deepest
-    pair("Node").google.FromString(deepest)
+    pair("gateway.tests.Node").google.FromString(deepest)
 
     too_deep = encode(nested(every_kind.Node, 101))
     with pytest.raises(DecodeError, match="messages nest deeper than 100"):
         decode(every_kind.Node, too_deep)
     with pytest.raises(GoogleDecodeError):
-        pair("Node").google.FromString(too_deep)
+        pair("gateway.tests.Node").google.FromString(too_deep)

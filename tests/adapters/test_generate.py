@@ -15,6 +15,11 @@ from engine_adapters.step import messages
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = ("proto/generate.py", "proto/proto3_parser.py")
+PROTOS = {
+    "proto/executor.proto": "engine_adapters/step/messages.py",
+    "proto/openengine.proto": "engine_adapters/trtllm/openengine/messages.py",
+    "proto/trtllm_service.proto": "engine_adapters/trtllm/native/messages.py",
+}
 
 
 def run_generator(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +30,7 @@ def run_generator(root: Path, *arguments: str) -> subprocess.CompletedProcess[st
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what the generator reads and writes."""
-    for name in (*GENERATOR, "proto/executor.proto", "engine_adapters/step/messages.py"):
+    for name in (*GENERATOR, *PROTOS, *PROTOS.values()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     return tmp_path

@@ -19,7 +19,7 @@ from tests.executor import FakeExecutor
 from tests.processes import PATIENCE, Gateway, eventually
 
 PATH = "/admin/pools"
-LONG = "Ein größerer Satz über 世界 und 🦊. " * 5000
+LONG = "Ein größerer Satz über 世界 und 🦊. " * 15000
 
 
 def state(gateway: Gateway) -> dict[str, Any]:
@@ -131,15 +131,21 @@ class Clogged:
 
     def __init__(self, waiting: int) -> None:
         self.pool = Pool("clogged", 1, Supervisor(), threading.Semaphore(64))
+        self._has_begun = threading.Event()
         self._gate = threading.Event()
         self._waiting = waiting
+
+    def _wait(self) -> bool:
+        self._has_begun.set()
+        return self._gate.wait(PATIENCE)
 
     def during(self, story: Callable[[], None]) -> None:
         """The story, told while the jobs wait; all are done afterwards."""
 
         async def run() -> None:
-            jobs = [asyncio.create_task(self.pool.run(self._gate.wait, PATIENCE)) for _ in range(self._waiting + 1)]
+            jobs = [asyncio.create_task(self.pool.run(self._wait)) for _ in range(self._waiting + 1)]
             try:
+                await asyncio.to_thread(self._has_begun.wait, PATIENCE)
                 await asyncio.to_thread(eventually, lambda: self.pool.depth == self._waiting)
                 await asyncio.to_thread(story)
             finally:

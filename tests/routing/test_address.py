@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.engines import ENGINES
 from gateway.routing import AddressError, WorkerAddress
+from gateway.routing.address import SCHEMES
 
 GOOD: dict[str, WorkerAddress] = {
     "step://host:1": WorkerAddress("step", "host", 1),
@@ -12,6 +14,7 @@ GOOD: dict[str, WorkerAddress] = {
     "step://[::1]:5000": WorkerAddress("step", "::1", 5000),
     "STEP://Host:5000": WorkerAddress("step", "host", 5000),
     "step://a.b-c.example:7?model=meta/llama-3": WorkerAddress("step", "a.b-c.example", 7, model="meta/llama-3"),
+    "openengine://h:7": WorkerAddress("openengine", "h", 7),
     "step://h:7?role=prefill&weight=2": WorkerAddress("step", "h", 7, role="prefill", weight=2.0),
     "step://h:7?weight=0.5&model=a%20b&role=decode": WorkerAddress("step", "h", 7, "a b", "decode", 0.5),
 }
@@ -76,3 +79,7 @@ def test_an_address_is_written_as_it_is_read(host: str, port: int) -> None:
 
     assert WorkerAddress.parse(str(address)) == address
     assert address.target.endswith(f":{port}")
+
+
+def test_every_scheme_has_its_engine() -> None:
+    assert set(SCHEMES) == set(ENGINES)

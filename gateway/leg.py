@@ -1,0 +1,40 @@
+"""A leg: one submission, or one phase of it, on one worker.
+
+Threads: made and used on the HTTP loop of its request.
+"""
+
+from engine_adapters.base import Submission
+from gateway.routing import Lease
+from gateway.streams import Batch, Stream, Take
+from gateway.threads import Mailbox
+
+
+class Leg:
+    """A lease and the stream that runs under it. `leave` it, once, however it ends."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.phase = ""
+        self._stream: Stream | None = None
+
+    def start(self, submission: Submission, mailbox: Mailbox[Batch]) -> None:
+        self.phase = submission.phase
+        self._stream = Stream(mailbox, submission.request_id, submission.n)
+        self.lease.worker.session.start(self._stream, submission)
+
+    async def pump(self, take: Take) -> bool:
+        """`Stream.pump`."""
+        assert self._stream is not None, "a leg is started before it is pumped"
+        return await self._stream.pump(take)
+
+    def drop(self, index: int) -> None:
+        """Stop one of the answers."""
+        if self._stream is not None:
+            self.lease.worker.session.stop([self._stream.choices[index]])
+            self._stream.forget(index)
+
+    def leave(self) -> None:
+        """Abort what still runs and give the lease back."""
+        if self._stream is not None and (unfinished := self._stream.close()):
+            self.lease.worker.session.stop(unfinished)
+        self.lease.release()
