@@ -99,8 +99,8 @@ class AnswerReader:
                 finished.finish_reason = "tool_calls"
         if was_reasoning or parser.is_reasoning or (pieces and isinstance(pieces[0], Reasoning)):
             self._count(token_ids, text, pieces)
-            if not self._streams_reasoning:
-                pieces = self._in_one(pieces, finished is not None)
+        if not self._streams_reasoning:
+            pieces = self._in_one(pieces, finished is not None)
         if len(pieces) == 1 and isinstance(pieces[0], Content):
             return pieces[0].text, ()
         return "", pieces

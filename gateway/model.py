@@ -73,6 +73,8 @@ class Model:
     """How it writes reasoning and calls."""
     reasoning_end: bytes = b""
     """The ids that end its reasoning, little-endian u32."""
+    may_reason: bool = False
+    """Also where its prompt does not open the reasoning: then it writes the start itself."""
     lora: Lora | None = None
     parent: str = ""
 
@@ -111,10 +113,12 @@ class Model:
             choose_calls(name_for(name, parsers.calls), signs),
         )
         tokenizer.show_markers(formats.tags)
+        is_named = name_for(name, parsers.reasoning) != AUTO
         return cls(
             name=name,
             folder=folder,
             formats=formats,
+            may_reason=is_named or any(start in signs.templates for start in formats.reasoning_starts),
             reasoning_end=tokenizer.encode(formats.reasoning_ends[0]) if formats.reasoning_ends else b"",
             tokenizer=tokenizer,
             templates=templates,

@@ -53,14 +53,18 @@ def constraint_for(
     if constraint is not None and request.constraint_is_wish:
         if not all(f"constraint.{constraint.kind}" in info.features for info in infos):
             return None
-    if constraint is None or constraint.kind == "structural_tag" or not model.reasoning_end:
+    if constraint is None or constraint.kind == "structural_tag" or not will_reason(model, prompt):
         return constraint
-    tail = prompt.token_ids[-CLOSED_TAIL:]
-    if prompt.opens_reasoning is None and any(
-        tail.startswith(model.reasoning_end, start) for start in range(0, len(tail), 4)
-    ):
-        return constraint  # the prompt has opened and closed it
     return replace(constraint, begins_after=model.reasoning_end)
+
+
+def will_reason(model: Model, prompt: Prompt) -> bool:
+    """Whether an answer is going to begin with reasoning that has an end to wait for."""
+    if not model.reasoning_end or prompt.opens_reasoning is not None:
+        return bool(model.reasoning_end)
+    tail = prompt.token_ids[-CLOSED_TAIL:]
+    was_closed = any(tail.startswith(model.reasoning_end, start) for start in range(0, len(tail), 4))
+    return model.may_reason and not was_closed
 
 
 CLOSED_TAIL = 4 * 8

@@ -55,10 +55,15 @@ def read_tool_use(fields: Fields, source: ChatInput) -> tuple[ToolUse, ChatInput
         mode=mode,
         is_parallel=fields.boolean("parallel_tool_calls", default=True) and not is_legacy,
         is_legacy=is_legacy,
-        first_call=sum(len(message.get("tool_calls") or ()) for message in source.messages),
+        first_call=sum(map(calls_in, source.messages)),
     )
     # A model that sees no tools calls none.
     return use, replace(source, tools=tools if tools and mode != "none" else None)
+
+
+def calls_in(message: Mapping[str, Any]) -> int:
+    calls = message.get("tool_calls")
+    return len(calls) if isinstance(calls, list) else 0
 
 
 def read_function(fields: Fields) -> dict[str, Any]:

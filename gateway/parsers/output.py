@@ -61,6 +61,12 @@ class Formats:
         }
 
     @property
+    def reasoning_starts(self) -> tuple[str, ...]:
+        """What a model that reasons writes first, if its prompt has not; empty when there is no such thing."""
+        wrapping = self.reasoning.family.wrapping if self.reasoning.family else None
+        return wrapping.starts if isinstance(wrapping, Wrapping) else ()
+
+    @property
     def reasoning_ends(self) -> tuple[str, ...]:
         """What ends the reasoning; empty when there is none, or it has no one end."""
         wrapping = self.reasoning.family.wrapping if self.reasoning.family else None

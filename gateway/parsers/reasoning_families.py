@@ -84,6 +84,14 @@ REASONING_FAMILIES = (
         wrapping=Wrapping(*THINK, drops=("<answer>\n", "\n</answer>")),
     ),
     ReasoningFamily(
+        "qwen3",
+        "Qwen3 and others that write <think> themselves",
+        signs=("<think>",),
+        model_types=("qwen3", "qwen3_moe", "qwen2"),
+        aliases=("think", "hunyuan_v3", "mimo", "granite_4"),
+        wrapping=Wrapping(*THINK),
+    ),
+    ReasoningFamily(
         "deepseek_v31",
         "DeepSeek V3.1, V3.2, V4",
         signs=("<think>", "thinking"),
@@ -151,13 +159,5 @@ REASONING_FAMILIES = (
         signs=("<think>",),
         aliases=("qwen35", "qwq"),
         wrapping=Wrapping(*THINK, opens=True),
-    ),
-    ReasoningFamily(
-        "qwen3",
-        "Qwen3 and others that write <think> themselves",
-        signs=("<think>",),
-        model_types=("qwen3", "qwen3_moe", "qwen2"),
-        aliases=("think", "hunyuan_v3", "mimo", "granite_4"),
-        wrapping=Wrapping(*THINK),
     ),
 )
