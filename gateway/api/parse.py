@@ -30,10 +30,8 @@ class ParseFunctionCall:
         text = read_text(fields)
         family = self._family(fields)
         tools = read_tools(fields)
-        schemas = (
-            None if tools is None else {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-        )
-        async with scope["state"]["loop"].answering(receive):
+        schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
+        async with scope["state"]["loop"].answering(scope, receive):
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(None, family))
             message = await read(self._gateway, form, text, Tools(schemas or None))
             await send_json(scope, send, {"remaining_text": message.content, "tool_calls": calls_of(message)})
@@ -61,7 +59,7 @@ class ParseReasoning:
         text = read_text(fields)
         family = self._family(fields)
         opens = fields.boolean("prompt_opens_reasoning") if fields.has("prompt_opens_reasoning") else None
-        async with scope["state"]["loop"].answering(receive):
+        async with scope["state"]["loop"].answering(scope, receive):
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(family, None))
             message = await read(self._gateway, form, text, None, opens)
             await send_json(scope, send, {"normal_text": message.content, "reasoning_text": message.reasoning})

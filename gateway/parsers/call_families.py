@@ -183,19 +183,19 @@ CALL_FAMILIES = (
         ),
     ),
     CallFamily(
-        "mimo",
-        "MiMo",
-        signs=("<function=",),
-        model_types=("mimo", "mimo_v2", "mimo_v2_flash"),
-        grammar=xml("<tool_call>", "</tool_call>"),
-    ),
-    CallFamily(
         "qwen3_coder",
         "Qwen3-Coder, Qwen3.5, Nemotron-3, Step-3.5, Nanbeige, Granite 4.2",
         signs=("<function=",),
         model_types=("qwen3_next", "qwen3_5", "qwen3_5_moe", "step3p5"),
         aliases=("qwen3_xml", "qwen_xml", "qwen_coder", "nemotron", "step3p5", "qwen35"),
         grammar=xml("<tool_call>", "</tool_call>", trims_newline=True),
+    ),
+    CallFamily(
+        "mimo",
+        "MiMo",
+        signs=("<function=",),
+        model_types=("mimo", "mimo_v2", "mimo_v2_flash"),
+        grammar=xml("<tool_call>", "</tool_call>"),
     ),
     CallFamily(
         "gemma4",
@@ -228,19 +228,19 @@ CALL_FAMILIES = (
         ),
     ),
     CallFamily(
-        "granite",
-        "Granite 3.0 to 3.3",
-        signs=("<|tool_call|>",),
-        model_types=("granite", "granitemoe", "granitemoeshared"),
-        grammar=Sequence(openers=("<|tool_call|>", "<tool_call>"), closers=("<|/tool_call|>", "</tool_call>")),
-    ),
-    CallFamily(
         "phi4_mini",
         "Phi-4-mini",
         signs=("<|tool_call|>", "<|/tool_call|>"),
         model_types=("phi3", "phi4mm"),
         aliases=("phi4_mini_json", "phi4"),
         grammar=Sequence(openers=("functools", "<|tool_call|>"), closers=("<|/tool_call|>",)),
+    ),
+    CallFamily(
+        "granite",
+        "Granite 3.0 to 3.3",
+        signs=("<|tool_call|>",),
+        model_types=("granite", "granitemoe", "granitemoeshared"),
+        grammar=Sequence(openers=("<|tool_call|>", "<tool_call>"), closers=("<|/tool_call|>", "</tool_call>")),
     ),
     CallFamily(
         "granite_20b",

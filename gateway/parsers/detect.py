@@ -57,18 +57,26 @@ def choose_reasoning(name: str, signs: Signs | None) -> Choice[ReasoningFamily]:
 
 
 def _by_signs[Kind: Family](families: tuple[Kind, ...], signs: Signs | None, needs_signs: bool) -> Choice[Kind]:
+    """The families stand in the order from special signs to common ones; of equal signs the model type decides."""
     if signs is None:
         return Choice(None, "there is no model folder to look at")
-    shown = [family for family in families if family.signs and all(map(signs.show, family.signs))]
-    typed = [family for family in families if signs.model_type in family.model_types]
-    for family in typed:
-        if family in shown:
-            return Choice(family, f"model_type {signs.model_type}, and {_quoted(family)} in template or vocabulary")
-    if shown:
-        return Choice(shown[0], f"{_quoted(shown[0])} in template or vocabulary")
-    if typed and not needs_signs:
-        return Choice(typed[0], f"model_type {signs.model_type}")
+    for place, show in (("template", signs.templates.__contains__), ("template or vocabulary", signs.show)):
+        shown = [family for family in families if _fits(family, signs, show)]
+        alike = [family for family in shown if family.signs == shown[0].signs]
+        typed = [family for family in alike if signs.model_type in family.model_types]
+        if typed:
+            return Choice(typed[0], f"model_type {signs.model_type}, and {_quoted(typed[0])} in the {place}")
+        if alike:
+            return Choice(alike[0], f"{_quoted(alike[0])} in the {place}")
+    named = [family for family in families if signs.model_type in family.model_types]
+    if named and not needs_signs:
+        return Choice(named[0], f"model_type {signs.model_type}")
     return Choice(None, "neither model_type, template nor vocabulary are those of a known format")
+
+
+def _fits(family: Family, signs: Signs, show: Callable[[str], bool]) -> bool:
+    has_type = signs.model_type in family.model_types or not family.needs_type
+    return has_type and bool(family.signs) and all(map(show, family.signs))
 
 
 def _quoted(family: Family) -> str:

@@ -20,6 +20,8 @@ class Family:
     signs: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    needs_type: bool = False
+    """Its signs say nothing without the model type."""
 
 
 @dataclass(frozen=True)

@@ -84,19 +84,20 @@ REASONING_FAMILIES = (
         wrapping=Wrapping(*THINK, drops=("<answer>\n", "\n</answer>")),
     ),
     ReasoningFamily(
+        "deepseek_v31",
+        "DeepSeek V3.1, V3.2, V4",
+        signs=("<think>", "thinking"),
+        needs_type=True,
+        model_types=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
+        aliases=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
+        wrapping=Wrapping(*THINK),
+    ),
+    ReasoningFamily(
         "qwen3",
         "Qwen3 and others that write <think> themselves",
         signs=("<think>",),
         model_types=("qwen3", "qwen3_moe", "qwen2"),
         aliases=("think", "hunyuan_v3", "mimo", "granite_4"),
-        wrapping=Wrapping(*THINK),
-    ),
-    ReasoningFamily(
-        "deepseek_v31",
-        "DeepSeek V3.1, V3.2, V4",
-        signs=("<think>", "thinking"),
-        model_types=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
-        aliases=("deepseek_v3", "deepseek_v32", "deepseek_v4"),
         wrapping=Wrapping(*THINK),
     ),
     ReasoningFamily(
