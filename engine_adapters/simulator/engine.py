@@ -5,7 +5,6 @@ Threads: none of its own. Everything here runs on one event loop, the one that `
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 from engine_adapters.base import EngineInfo, KvEvent, Load, Logprobs, Submission
 from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.scheduler import Scheduler
+from engine_adapters.step.meter import TokenMeter
 from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
 
@@ -40,23 +40,6 @@ class EngineClock:
 
     def seconds_until(self, moment: float) -> float:
         return moment / self.speed - time.monotonic() if self.speed else 0.0
-
-
-class TokenMeter:
-    """Tokens generated over the last second, told by a count that only grows."""
-
-    def __init__(self) -> None:
-        self._counts: deque[tuple[float, int]] = deque()
-        self._count_before = 0
-
-    def note(self, count: int) -> None:
-        self._counts.append((time.monotonic(), count))
-
-    def rate(self) -> float:
-        oldest = time.monotonic() - 1
-        while self._counts and self._counts[0][0] < oldest:
-            self._count_before = self._counts.popleft()[1]
-        return float(self._counts[-1][1] - self._count_before) if self._counts else 0.0
 
 
 class Harness(Protocol):

@@ -40,6 +40,7 @@ BAD = {
     "step://host:5000#part": "expected step://host:port",
     "step://[::1:5000": "IPv6",
     "step://host:5000?role=chief": "role must be one of any, prefill, decode",
+    "trtllm://host:5000?role=prefill": "cannot carry what a prefill hands over to a decode",
     "step://host:5000?weight=0": "weight must be a number above 0",
     "step://host:5000?weight=-1": "weight must be a number above 0",
     "step://host:5000?weight=nan": "weight must be a number above 0",
