@@ -4,6 +4,7 @@ Times are those of a whole call; where a call serves many streams, a token's sha
 """
 
 from array import array
+from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -17,8 +18,8 @@ from gateway.model import DEMO_FOLDER
 from gateway.parsers.stop import StopScanner
 from gateway.tokenizer import ChatTemplate, Tokenizer
 from gateway.types import ChatInput
-from tests.tokenizer.templates.shapes import FOLDER as SHAPES
 
+SHAPES = Path(__file__).parent.parent / "tests/tokenizer/templates/shapes"
 STREAMS = 256
 FRAME = messages.StepFrame(
     step=12345,

@@ -31,9 +31,9 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     """Raises BadRequest with the path of what is wrong, or ModelNotFound."""
     model = gateway.model(fields.text("model"))
     record.model = model.name
+    refuse_unfit(fields, NOT_YET, "is not supported yet")
     use, source = read_tool_use(fields, read_conversation(fields))
     structure = read_structure(fields)
-    refuse_unfit(fields, NOT_YET, "is not supported yet")
     request = read_request(fields, record.request_id, model, source, read_logging(fields), default_max_tokens=None)
     request = replace(request, reading=use.reading(*read_separation(fields)))
     form = form_of(fields, use, structure, gateway, model)

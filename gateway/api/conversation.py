@@ -6,7 +6,7 @@ from gateway.api.body import Fields
 from gateway.types import ChatInput
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-NOT_TEMPLATE_ARGUMENTS = ("messages", "tools", "documents", "chat_template", "continue_final_message", "tokenize")
+NOT_TEMPLATE_ARGUMENTS = ("messages", "chat_template", "continue_final_message", "tokenize")
 """What `chat_template_kwargs` must not hold, since it has a place of its own or none."""
 THINKING = {"enabled": True, "disabled": False, "auto": None}
 

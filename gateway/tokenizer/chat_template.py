@@ -62,18 +62,17 @@ class ChatTemplate:
 
         Looks only at the model's own turn, so that markers in other messages do not count.
         """
+        continues = bool(source.continue_final_message)
         length = TAIL_CHARACTERS
-        if source.continue_final_message:
+        if continues:
             length += sum(len(str(value)) for value in source.messages[-1].values())
-        start = max(0, len(prompt) - length)
+        tail = prompt[-length:]
         header = self.facts.header
-        place = prompt.rfind(header, start) if header else -1
-        if place >= 0:
-            return open_marker(prompt[place + len(header) :])
-        if source.continue_final_message:
-            return open_marker(prompt[start:])
-        marker = open_marker(prompt[start:])
-        return marker if marker and prompt.rstrip().endswith(marker.rstrip()) else None
+        is_in_turn = continues or source.template_arguments.get("add_generation_prompt", True)
+        if header and is_in_turn and header in tail:
+            return open_marker(tail.rpartition(header)[2])
+        marker = open_marker(tail)
+        return marker if marker and (continues or tail.rstrip().endswith(marker.rstrip())) else None
 
     def _probe_opening(self) -> str | None:
         source = ChatInput([{"role": "user", "content": "Say something."}])

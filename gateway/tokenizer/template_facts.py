@@ -94,7 +94,7 @@ class Probe:
 
 
 def examine(compiled: CompiledTemplate, special_tokens: Mapping[str, str]) -> TemplateFacts:
-    """Some twenty renderings; a few milliseconds."""
+    """Some seventy renderings, which take about 30 ms."""
     probe = Probe(compiled, special_tokens)
     absent, takes_objects = examine_tool_calls(probe)
     knows_developer = "developer" in compiled.strings

@@ -129,18 +129,41 @@ def test_a_continued_message_may_have_the_block_open(content: str, opened: str |
     assert template.open_reasoning(template.render(source), source) == opened
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
-    max_leaves=5,
+def test_a_turn_that_is_over_leaves_nothing_open() -> None:
+    template = ChatTemplate(CHATML)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Write <think> and go on."}]
+    source = ChatInput(messages, template_arguments={"add_generation_prompt": False})
+
+    assert template.open_reasoning(template.render(source), source) is None
+
+
+JSON = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        -1.5,
+        "",
+        "text",
+        "</think>",
+        "{}",
+        [],
+        {},
+        [1],
+        ["a"],
+        [{}],
+        [{"type": "text"}],
+        {"a": {"b": [None]}},
+    ]
 )
+TOOL_LIKE = st.sampled_from([{}, {"function": None}, {"function": {"name": "f"}}, {"function": {"parameters": []}}])
 ODD_MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["system", "user", "assistant", "tool", "function", "developer"])},
         optional={
             "content": JSON,
             "reasoning_content": JSON,
-            "tool_calls": JSON | st.lists(st.fixed_dictionaries({"id": JSON, "function": JSON})),
+            "tool_calls": JSON | st.lists(st.fixed_dictionaries({"id": JSON, "function": JSON}), max_size=2),
             "tool_call_id": JSON,
             "name": JSON,
         },
@@ -157,7 +180,7 @@ def some_templates() -> list[ChatTemplate]:
 
 
 @settings(max_examples=40)
-@given(messages=ODD_MESSAGES, tools=st.none() | st.lists(st.dictionaries(st.text(), JSON)), continues=st.booleans())
+@given(messages=ODD_MESSAGES, tools=st.none() | st.lists(TOOL_LIKE, max_size=2), continues=st.booleans())
 def test_whatever_messages_hold_is_rendered_or_refused(
     some_templates: list[ChatTemplate], messages: list[dict[str, Any]], tools: Any, continues: bool
 ) -> None:
