@@ -15,7 +15,7 @@ FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 class AnswerDecoder:
     """Belongs to one answer of one request. After `finished` is set it must not be fed."""
 
-    __slots__ = ("_detokenizer", "_index", "_options", "_scanner", "finish", "finished", "reader", "tokens")
+    __slots__ = ("_active", "_detokenizer", "_index", "_options", "_scanner", "finish", "finished", "reader", "tokens")
 
     def __init__(
         self, index: int, table: DetokenizerTable, options: OutputOptions, reader: "AnswerReader | None" = None
@@ -24,7 +24,7 @@ class AnswerDecoder:
         self._options = options
         self._detokenizer = table.new(options.skip_special_tokens, shows_markers=reader is not None)
         self._scanner = StopScanner(options.stop, options.include_stop)
-        self.reader = reader
+        self.reader = self._active = reader
         self.tokens = 0
         self.finish: Finish | None = None
         self.finished: Finished | None = None
@@ -41,9 +41,12 @@ class AnswerDecoder:
     def event(self, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> Text | None:
         """What is certain now, as `feed` says; None when it is nothing."""
         text = self.feed(token_ids, finish)
-        if self.reader is None:
+        reader = self._active
+        if reader is None:
             return Text(self._index, text, token_ids, logprobs) if text or logprobs is not None else None
-        text, pieces = self.reader.read(text, token_ids, self.finished)
+        text, pieces = reader.read(text, token_ids, self.finished)
+        if reader.has_read_all:
+            self._active = None
         if text or pieces or logprobs is not None:
             return Text(self._index, text, token_ids, logprobs, pieces)
         return None
@@ -78,11 +81,13 @@ class AnswerReader:
     that is reasoning says which tokens of one delivery are.
     """
 
-    __slots__ = ("_end_ids", "_held", "_streams_reasoning", "parser", "reasoning_tokens")
+    __slots__ = ("_end_ids", "_held", "_streams_reasoning", "has_read_all", "parser", "reasoning_tokens")
 
     def __init__(self, parser: OutputParser, end_ids: frozenset[int], streams_reasoning: bool = True) -> None:
         self.parser = parser
         self.reasoning_tokens = 0
+        self.has_read_all = False
+        """Nothing but content can follow: it need not be read any more."""
         self._end_ids = end_ids
         self._streams_reasoning = streams_reasoning
         self._held = ""
@@ -91,6 +96,12 @@ class AnswerReader:
     def read(self, text: str, token_ids: Sequence[int], finished: Finished | None) -> tuple[str, Sequence[Piece]]:
         """(what is nothing but content, else all pieces); changes the finish reason to "tool_calls" if that is it."""
         parser = self.parser
+        if finished is None and self._streams_reasoning and parser.passes(text):
+            if not parser.is_reasoning:
+                self.has_read_all = parser.has_read_all
+                return text, ()
+            self.reasoning_tokens += len(token_ids)
+            return "", (Reasoning(text),) if text else ()
         was_reasoning = parser.is_reasoning
         pieces = parser.feed(text)
         if finished is not None:

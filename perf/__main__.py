@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import peers, profile, requests, streaming
+from perf import parsers, peers, profile, requests, streaming
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
@@ -13,6 +13,10 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "peers": (
         peers.main,
         "CPU of the gateway beside SMG's, per streamed token and per long prompt",
+    ),
+    "parsers": (
+        parsers.main,
+        "CPU per token of reading reasoning and calls, long arguments, threads, tools in a request",
     ),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }

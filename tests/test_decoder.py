@@ -157,3 +157,19 @@ def test_a_special_token_that_is_markup_is_seen_by_the_reader_alone() -> None:
     assert table.new(shows_markers=True).feed(text) == "<|im_start|>a"
     assert table.copy().new(shows_markers=True).feed(text) == "<|im_start|>a"
     assert TABLE.new(shows_markers=True).feed(text) == "a"
+
+
+def test_an_answer_that_can_only_be_content_is_not_read_any_more() -> None:
+    parser = FORMATS.parser(Reading(), opens_reasoning=False)
+    assert parser is not None
+    reader = AnswerReader(parser, frozenset())
+    decoder = AnswerDecoder(0, TABLE, OutputOptions(), reader)
+    message = Message()
+
+    for text in ("<think>", "Hm.", "</think>", "\n\n", "So", " it", " is <think>", " so."):
+        event = decoder.event(ids_of(text), None, None)
+        message.add_event(event) if event else None
+    decoder.event([], Finish(FinishReason.STOP), None)
+
+    assert reader.has_read_all
+    assert (message.content, message.reasoning) == ("So it is <think> so.", "Hm.")

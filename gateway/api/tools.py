@@ -9,6 +9,7 @@ from typing import Any
 from engine_adapters.base import Constraint
 from gateway.api.body import Fields
 from gateway.model import Model
+from gateway.parsers.json_value import quote
 from gateway.types import ChatInput, Reading
 
 NAME = re.compile(r"[\w.\-]{1,128}")
@@ -142,29 +143,27 @@ def forced_calls(use: ToolUse, model: Model) -> Constraint | None:
         return None
     if model.formats.is_harmony:
         return tagged_calls(use, model, is_needed=True)
-    items = [call_schema(name, schema, use) for name, schema in use.schemas.items()]
-    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": items} if items[1:] else items[0]}
-    definitions = {key: value for item in items for key, value in item.pop("$defs").items()}
-    if definitions:
-        schema["$defs"] = definitions
-    if not use.is_parallel or len(use.schemas) == 1:
-        schema["maxItems"] = 1
-    return Constraint("json_schema", json.dumps(schema))
+    definitions: dict[str, str] = {}
+    items = ",".join(call_schema(name, schema, definitions) for name, schema in use.schemas.items())
+    most = ',"maxItems":1' if not use.is_parallel or len(use.schemas) == 1 else ""
+    defs = ",".join(f"{quote(name)}:{text}" for name, text in definitions.items())
+    defs = f',"$defs":{{{defs}}}' if defs else ""
+    return Constraint("json_schema", f'{{"type":"array","minItems":1{most},"items":{{"anyOf":[{items}]}}{defs}}}')
 
 
-def call_schema(name: str, schema: Any, use: ToolUse) -> dict[str, Any]:
-    """Of one call, with the definitions it needs beside it under names of their own."""
-    moved = with_moved_references(schema or ANY_OBJECT, f"{name}.")
-    definitions: dict[str, Any] = {}
-    for key in ("$defs", "definitions"):
-        definitions |= {f"{name}.{inner}": value for inner, value in (moved.pop(key, None) or {}).items()}
-    return {
-        "type": "object",
-        "properties": {"name": {"type": "string", "enum": [name]}, "parameters": moved},
-        "required": ["name", "parameters"],
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
+def call_schema(name: str, schema: Any, definitions: dict[str, str]) -> str:
+    """Of one call, as JSON; what it refers to goes into `definitions` under a name of its own."""
+    parameters = json.dumps(schema or ANY_OBJECT)
+    if '"$ref"' in parameters:
+        moved = with_moved_references(schema, f"{name}.")
+        for key in ("$defs", "definitions"):
+            for inner, value in (moved.pop(key, None) or {}).items():
+                definitions[f"{name}.{inner}"] = json.dumps(value)
+        parameters = json.dumps(moved)
+    return (
+        f'{{"type":"object","properties":{{"name":{{"enum":[{quote(name)}]}},"parameters":{parameters}}},'
+        '"required":["name","parameters"],"additionalProperties":false}'
+    )
 
 
 REFERENCE = re.compile(r"#/(?:\$defs|definitions)/")

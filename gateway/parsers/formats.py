@@ -76,7 +76,7 @@ class Plan:
             yield from self._bare_call(reader)
         while True:
             markers = self._in_reasoning if reader.is_reasoning else self._in_content
-            marker = yield from reader.until(markers, reader.say)
+            marker = yield from reader.text_until(markers)
             if not marker:
                 return
             if marker in self._call_markers:

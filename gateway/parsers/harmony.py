@@ -32,7 +32,7 @@ class Harmony:
         """The whole answer. A prompt that opens the reasoning ends inside of an analysis message."""
         reader.think(bool(opens_reasoning) and self.tells_reasoning)
         while True:
-            marker = yield from reader.until(IN_BODY, reader.say)
+            marker = yield from reader.text_until(IN_BODY)
             if not marker:
                 return
             reader.think(False)

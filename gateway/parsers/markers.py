@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class Markers:
     """A set of markers. None may be the beginning of another, else the cuts would decide which one is found."""
 
-    __slots__ = ("_search", "texts")
+    __slots__ = ("_search", "may_begin", "texts")
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = tuple(dict.fromkeys(texts))
@@ -18,6 +18,8 @@ class Markers:
         whole = "|".join(map(re.escape, self.texts))
         begun = "|".join(filter(None, map(_begun, self.texts)))
         self._search = re.compile(f"({whole or '(?!)'})" + (rf"|(?:{begun})\Z" if begun else "")).search
+        self.may_begin = self._search
+        """Finds a marker or the beginning of one at the end; None when there is neither."""
 
     def search(self, text: str, at: int) -> tuple[int, str]:
         """(where certain text ends, the marker there). Without a marker, "": what is behind may still become one."""

@@ -97,6 +97,7 @@ class OutputParser:
         self._reader.new_id = form.new_id
         self._steps = form.plan.run(self._reader, opens_reasoning)
         next(self._steps, None)
+        self._reader.in_text = None  # what has been said already waits for the first `feed`
 
     @property
     def calls(self) -> int:
@@ -112,6 +113,20 @@ class OutputParser:
     def is_reasoning(self) -> bool:
         """Whether what comes next would be reasoning."""
         return self._reader.is_reasoning
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether nothing but content can follow what was passed or fed last, and nothing is held back."""
+        reader = self._reader
+        return reader.in_text is not None and not reader.in_text.texts and not reader.is_reasoning
+
+    def passes(self, text: str) -> bool:
+        """Whether `text` is more of the same reasoning or content and nothing else; then it need not be fed."""
+        reader = self._reader
+        if reader.in_text is None or reader.in_text.may_begin(text) is not None:
+            return False
+        reader.passed += len(text)
+        return True
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain now; adjacent pieces of a kind are one."""

@@ -74,6 +74,7 @@ class Reader:
         "calls",
         "ended",
         "faults",
+        "in_text",
         "is_reasoning",
         "new_id",
         "passed",
@@ -97,6 +98,8 @@ class Reader:
         """Calls of tools that were not declared."""
         self.faults: list[tuple[int, str]] = []
         """(place in the answer, why) for all that looked like a call and was none."""
+        self.in_text: Markers | None = None
+        """What would end the text that is being read, if all so far has been said."""
         self._begun = 0
         self._pieces: list[Piece] = []
         self._kind: type[Content] | type[Reasoning] | int | None = None
@@ -178,6 +181,23 @@ class Reader:
                 self.at += len(marker)
                 return marker
             yield
+
+    def text_until(self, markers: Markers) -> Step[str]:
+        """The same for the text of the answer; while it waits, `in_text` has the markers."""
+        while True:
+            end, marker = markers.search(self.text, self.at)
+            if self.ended and not marker:
+                end = len(self.text)
+            if end > self.at:
+                self.say(self.text[self.at : end])
+                self.at = end
+            if marker or self.ended:
+                self.at += len(marker)
+                return marker
+            if self.at == len(self.text) and (self.is_reasoning or self._gap is None):
+                self.in_text = markers
+            yield
+            self.in_text = None
 
     def head(self, ends: Markers) -> Step[tuple[str, str]]:
         """(the text up to the first of `ends`, that end); raises Malformed if none comes soon."""

@@ -157,7 +157,7 @@ def test_a_call_that_must_be_is_enforced_and_read(conversation: Conversation, ch
 
     assert submit.constraint is not None and submit.constraint.kind == "json_schema"
     schema = json.loads(submit.constraint.guide)
-    items = schema["items"].get("anyOf", [schema["items"]])
+    items = schema["items"]["anyOf"]
     assert items[0]["properties"]["parameters"] == SCHEMA
     assert [item["properties"]["name"]["enum"] for item in items] == (
         [["get_weather"], ["get_time"]] if choice == "required" else [["get_weather"]]

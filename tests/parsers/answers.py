@@ -29,8 +29,13 @@ def format_of(calls: str | None, reasoning: str | None = None) -> Format:
 def read(form: Format, pieces: Iterable[str], tools: Tools | None = None, opens: bool | None = None) -> Answer:
     """The answer that comes in these pieces."""
     parser = form.parser(tools, opens)
-    said = [parser.feed(piece) for piece in pieces]
-    return added_up([*itertools.chain(*said), *parser.flush()])
+    said: list[Piece] = []
+    for piece in pieces:
+        if parser.passes(piece):
+            said.append(Reasoning(piece) if parser.is_reasoning else Content(piece))
+        else:
+            said += parser.feed(piece)
+    return added_up([*said, *parser.flush()])
 
 
 def added_up(pieces: Sequence[Piece]) -> Answer:
