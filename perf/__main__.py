@@ -16,7 +16,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     ),
     "parsers": (
         parsers.main,
-        "CPU per token of reading reasoning and calls, long arguments, threads, tools in a request",
+        "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
