@@ -108,7 +108,7 @@ class Lines:
         chunks = chunks_of(value)
         calls, reasoning = self._names
         form = self._format(value.get("tool_parser") or calls, value.get("reasoning_parser") or reasoning)
-        tools = self._tools if value.get("tools") is None else read_tools(value["tools"])
+        tools = read_tools(value["tools"]) if value.get("tools") else self._tools
         opens = value.get("prompt_opens_reasoning")
         return read(form, chunks, tools, self._opens_reasoning if opens is None else bool(opens))
 

@@ -376,6 +376,7 @@ CALL_FAMILIES = (
     CallFamily(
         "array",
         "what tool_choice required makes any model write",
+        aliases=("required", "tool_choice_required"),
         grammar=Sequence(bare=("[", "{")),
     ),
 )

@@ -107,7 +107,7 @@ class OutputParser:
     @property
     def faults(self) -> int:
         """How many times something looked like a call and was none."""
-        return len(self._reader.faults)
+        return self._reader.fault_count
 
     @property
     def is_reasoning(self) -> bool:

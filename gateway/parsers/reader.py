@@ -23,6 +23,7 @@ type Say = Callable[[str], object]
 
 MAX_HEAD = 512
 """Characters of a name with what surrounds it; what is longer is no call."""
+MOST_FAULTS = 20
 BLANKS = re.compile(r"\s*").match
 ALPHANUMERIC = string.ascii_letters + string.digits
 
@@ -73,6 +74,7 @@ class Reader:
         "at",
         "calls",
         "ended",
+        "fault_count",
         "faults",
         "in_text",
         "is_reasoning",
@@ -96,8 +98,10 @@ class Reader:
         """Complete ones."""
         self.refused = 0
         """Calls of tools that were not declared."""
+        self.fault_count = 0
+        """How many times something looked like a call and was none."""
         self.faults: list[tuple[int, str]] = []
-        """(place in the answer, why) for all that looked like a call and was none."""
+        """(place in the answer, why) of the first MOST_FAULTS of these."""
         self.in_text: Markers | None = None
         """What would end the text that is being read, if all so far has been said."""
         self._begun = 0
@@ -325,7 +329,9 @@ class Reader:
         return raw
 
     def _fault(self, why: str, raw: str) -> None:
-        self.faults.append((self.passed + self.at - len(raw), why))
+        self.fault_count += 1
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append((self.passed + self.at - len(raw), why))
 
 
 def call_id(_: Reader) -> str:

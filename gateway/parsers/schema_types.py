@@ -40,8 +40,10 @@ def _types(schema: Any, root: Mapping[str, Any], looks: int) -> set[str]:
         return set()
     schema = _resolved(schema, root)
     named = schema.get("type")
-    if named is not None:
-        return {named} if isinstance(named, str) else {each for each in named if isinstance(each, str)}
+    if isinstance(named, str):
+        return {named}
+    if isinstance(named, list):
+        return {each for each in named if isinstance(each, str)}
     if isinstance(schema.get("enum"), list):
         return {_name_of(value) for value in schema["enum"]}
     if "const" in schema:
@@ -77,7 +79,7 @@ def _name_of(value: Any) -> str:
 def typed(text: str, types: frozenset[str]) -> str:
     """The JSON of `text` in the first of its types that it fits, else of a string."""
     stripped = text.strip()
-    if stripped.lower() == "null" and ("null" in types or "string" not in types):
+    if stripped.lower() in ("null", "none") and ("null" in types or "string" not in types):
         return "null"
     for name in ORDER:
         if name in types and name in CONVERTERS:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.parsers.call_families import CALL_FAMILIES
+from gateway.parsers.reader import Tools
 from tests.parsers.answers import Answer, cut, format_of, read
 from tests.parsers.wire_forms import FORMS, Call, Form
 
@@ -79,3 +80,60 @@ def test_calls_are_read_as_they_were_meant(family: str, form: Form, calls: list[
     assert read(plan, text) == whole, "character by character"
     assert read(plan, cut(text, places)) == whole
     assert len(set(whole.ids)) == len(calls)
+
+
+MARKED = [case for case in CASES if "alone" not in (case.id or "") and case.id not in ("pythonic", "array")]
+
+
+@pytest.mark.parametrize(("family", "form"), MARKED)
+def test_text_around_calls_is_content(family: str, form: Form) -> None:
+    text = f"Let me look.{form.write([('f', {'k': 'v'}), ('g', {})])} Done, a < b."
+    answer = Answer("Let me look. Done, a < b.", calls=[("f", {"k": "v"}), ("g", {})])
+
+    for pieces in ([text], text, cut(text, [len("Let me look.") + 2])):
+        found = read(format_of(family), pieces)
+        assert found.calls == answer.calls
+        assert found.content.replace("\n", "") == answer.content, "but for the newlines around calls"
+
+
+SCHEMA = {
+    "properties": {
+        "text": {"type": "string"},
+        "count": {"type": "integer"},
+        "share": {"type": ["number", "null"]},
+        "flag": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+        "list": {"$ref": "#/$defs/List"},
+        "object": {"properties": {"a": {}}},
+    },
+    "$defs": {"List": {"type": "array", "items": {}}},
+}
+TYPED = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": TEXT | st.sampled_from(["42", "true", "null", '{"a": 1}', "1.5", ""]),
+        "count": st.integers(-(10**30), 10**30),
+        "share": st.floats(allow_nan=False, allow_infinity=False) | st.none(),
+        "flag": st.booleans() | st.none(),
+        "list": st.lists(SCALARS, max_size=3),
+        "object": st.dictionaries(KEYS, SCALARS, max_size=3),
+    },
+)
+TEXT_ONLY = [case for case in CASES if isinstance(form := case.values[1], Form) and form.is_text_only]
+
+
+@pytest.mark.parametrize(("family", "form"), TEXT_ONLY)
+@settings(max_examples=25)
+@given(arguments=TYPED, places=CUTS)
+def test_values_between_tags_have_the_types_of_the_schema(
+    family: str, form: Form, arguments: dict[str, Any], places: list[int]
+) -> None:
+    escape = Form(form.write, form.words)
+    arguments = {key: said(value, escape) for key, value in arguments.items()}
+    text = form.write([("f", arguments)])
+    tools = Tools({"f": SCHEMA})
+
+    whole = read(format_of(family), [text], tools)
+
+    assert whole == Answer(calls=[("f", arguments)])
+    assert read(format_of(family), text, tools) == whole
+    assert read(format_of(family), cut(text, places), tools) == whole
