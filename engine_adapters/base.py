@@ -22,7 +22,12 @@ class FinishReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose the next token; None leaves it to the engine's default."""
+    """How to choose the next token; None leaves it to the engine's default.
+
+    `top_p` may shrink by the factor `top_p_decay` with each token, down to `top_p_min` and anew behind the token
+    `top_p_reset_id`. No n-gram of `no_repeat_ngram_size` tokens comes twice, and none of `bad_token_ids` (little-endian
+    u32) ever.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -33,6 +38,11 @@ class Sampling:
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+    top_p_min: float | None = None
+    top_p_decay: float | None = None
+    top_p_reset_id: int | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_token_ids: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +231,11 @@ FEATURES = frozenset(
         "presence_penalty",
         "repetition_penalty",
         "logit_bias",
+        "top_p_min",
+        "top_p_decay",
+        "top_p_reset_id",
+        "no_repeat_ngram_size",
+        "bad_token_ids",
         "kv_events",
         "lora",
         "kv_retention",

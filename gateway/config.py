@@ -45,6 +45,11 @@ class Config:
         "[NAME=]DIR",
         default_text="the demo model",
     )
+    lora: tuple[str, ...] = option(
+        (),
+        "a LoRA adapter of a model, served under a name of its own; PATH is where the engine finds it",
+        "NAME=[MODEL:]ID[@PATH]",
+    )
     chat_template: tuple[str, ...] = option(
         (),
         "a Jinja file to use in place of a model's own chat template",
@@ -69,20 +74,16 @@ class Config:
         "[MODEL=]PARSER",
         default_text="auto",
     )
-    lora: tuple[str, ...] = option(
-        (),
-        "a LoRA adapter of a model, served under a name of its own; PATH is where the engine finds it",
-        "NAME=[MODEL:]ID[@PATH]",
-    )
     worker: tuple[str, ...] = option(
         (),
-        "an executor, such as step://host:port?model=NAME&role=any&weight=1",
+        "an engine, such as step://host:port?model=NAME&role=any&weight=1; also trtllm:// (trtllm-serve --grpc) and "
+        "openengine://",
         "URL",
         default_text="an embedded simulator for each model",
     )
     server: str = option(
         "hypercorn",
-        "the HTTP server: hypercorn, or granian (experimental: it drops requests on 3.13t)",
+        "the HTTP server: hypercorn, or granian (HTTP in Rust, for less CPU)",
         "NAME",
         one_of("hypercorn", "granian"),
     )
@@ -110,6 +111,9 @@ class Config:
         5.0, "how long a request waits for a worker when none is ready", "SECONDS", between(0, 3600)
     )
     max_body_mb: int = option(64, "largest request body taken, in MiB", "MIB", between(1, 4096))
+    body_seconds: float = option(
+        120.0, "how long a client may take to send a request's body", "SECONDS", between(0.1, 86400)
+    )
     dead_client_seconds: float = option(
         30.0, "cut a client that acknowledges nothing for this long", "SECONDS", between(1, 3600)
     )

@@ -7,6 +7,7 @@ GatewayError
 ├── NotFound              404  no such path
 ├── MethodNotAllowed      405
 ├── ModelNotFound         404
+├── BodyTimeout           408  the body did not arrive in time
 ├── BodyTooLarge          413
 ├── UnsupportedMediaType  415
 ├── Overloaded            429  a queue is full
@@ -69,6 +70,12 @@ class ModelNotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
     default_code = "model_not_found"
+
+
+class BodyTimeout(GatewayError):
+    status = 408
+    type = "invalid_request_error"
+    default_code = "body_timeout"
 
 
 class BodyTooLarge(GatewayError):

@@ -22,9 +22,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
-ON_LEAVE = "gateway.on_leave"
-"""An extension of the ASGI scope: `(callback) -> None` has `callback()` called if the client leaves before its answer
-is complete; None takes that back."""
+WHEN_LEFT = "gateway.when_left"
+"""An extension of the ASGI scope: `(callback) -> None` has `callback()` called once on the loop if the client leaves
+before its answer is complete, but never from within `write_now`. It replaces the callback given before, and spares a
+task that waits in `receive`."""
 
 
 class HttpLoop:
@@ -50,7 +51,7 @@ class HttpLoop:
 
     def answering(self, scope: Message, receive: Receive) -> "ActiveRequest":
         """`async with` it around all work for one request whose body has been read."""
-        return ActiveRequest(self._active, Departure(scope, receive), self._request_seconds)
+        return ActiveRequest(self._active, scope, receive, self._request_seconds)
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
@@ -73,23 +74,30 @@ class ActiveRequest:
     error in its place. A plain cancellation from outside passes through untouched.
     """
 
-    __slots__ = ("_active", "_deadline", "_departure", "_error", "_seconds", "_task")
+    __slots__ = ("_active", "_deadline", "_error", "_receive", "_scope", "_seconds", "_task", "_watch")
 
-    def __init__(self, active: set["ActiveRequest"], departure: "Departure", seconds: float) -> None:
+    def __init__(self, active: set["ActiveRequest"], scope: Message, receive: Receive, seconds: float) -> None:
         self._active = active
-        self._departure = departure
+        self._scope = scope
+        self._receive = receive
         self._error: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._seconds = seconds
         self._deadline: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
         self._active.add(self)
-        self._departure.watch(self._client_left)
+        when_left = self._scope["extensions"].get(WHEN_LEFT)
+        if when_left is not None:
+            when_left(self._client_left)
+        else:
+            self._watch = asyncio.create_task(self._watch_client())
         if self._seconds:
             late = DeadlineExceeded(f"the request took longer than {self._seconds:g} s (--request-seconds)")
-            self._deadline = asyncio.get_running_loop().call_later(self._seconds, self.end, late)
+            ends_at = self._scope["record"].received + self._seconds
+            self._deadline = asyncio.get_running_loop().call_at(ends_at, self.end, late)
         return self
 
     async def __aexit__(
@@ -97,7 +105,8 @@ class ActiveRequest:
     ) -> None:
         self._active.discard(self)
         task, self._task = self._task, None
-        self._departure.forget()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._error is None or task is None:
@@ -112,37 +121,13 @@ class ActiveRequest:
             self._error = error
             self._task.cancel()
 
-    def _client_left(self) -> None:
-        self.end(ClientLeft("the client closed the connection"))
-
-
-class Departure:
-    """Tells when the client of a request leaves: by a call of the server's, or, where that has none, by a task that
-    waits for ASGI's message."""
-
-    __slots__ = ("_on_leave", "_receive", "_task")
-
-    def __init__(self, scope: Message, receive: Receive) -> None:
-        self._on_leave: Callable[[Callable[[], None] | None], None] | None = scope["extensions"].get(ON_LEAVE)
-        self._receive = receive
-        self._task: asyncio.Task[None] | None = None
-
-    def watch(self, callback: Callable[[], None]) -> None:
-        if self._on_leave is not None:
-            self._on_leave(callback)
-        else:
-            self._task = asyncio.create_task(self._wait(callback))
-
-    def forget(self) -> None:
-        if self._on_leave is not None:
-            self._on_leave(None)
-        elif self._task is not None:
-            self._task.cancel()
-
-    async def _wait(self, callback: Callable[[], None]) -> None:
+    async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # a body part nobody asked for
-        callback()
+        self._client_left()
+
+    def _client_left(self) -> None:
+        self.end(ClientLeft("the client closed the connection"))
 
 
 def count_active(loops: Iterable[HttpLoop]) -> int:

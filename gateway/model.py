@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine_adapters.base import Lora
+from engine_adapters.base import Lora, Sampling
 from engine_adapters.tokenizer_file import (
     TokenizerFileError,
     read_context_length,
@@ -15,6 +15,7 @@ from engine_adapters.tokenizer_file import (
     read_vocab_size,
 )
 from gateway.config import ConfigError
+from gateway.generation_config import read_sampling_defaults
 from gateway.parsers.detect import AUTO, Choice, Signs, UnknownParser, choose_calls, choose_reasoning
 from gateway.parsers.output import Formats
 from gateway.tokenizer import ChatTemplates, RequestTemplates, Tokenizer, load_chat_templates
@@ -55,10 +56,9 @@ def name_for(model: str, arguments: tuple[str, ...]) -> str:
 class Model:
     """`context_length` bounds prompt and completion together; `eos_token_ids` is little-endian u32.
 
-    `system_fingerprint` changes with whatever may change an answer on this side. `warnings` tell what is odd about the
-    folder but need not be wrong.
-
-    A model with a `lora` is an adapter of another one, its `parent`, whose workers serve it.
+    `sampling` is for what a request leaves open. A model with a `lora` is an adapter of another one, its `parent`,
+    whose workers serve it. `system_fingerprint` changes with whatever may change an answer on this side. `warnings`
+    tell what is odd about the folder but need not be wrong.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Model:
     """The ids that end its reasoning, little-endian u32."""
     may_reason: bool = False
     """Also where its prompt does not open the reasoning: then it writes the start itself."""
+    sampling: Sampling = Sampling()
     lora: Lora | None = None
     parent: str = ""
 
@@ -123,6 +124,7 @@ class Model:
             tokenizer=tokenizer,
             templates=templates,
             context_length=context_length,
+            sampling=read_sampling_defaults(folder),
             eos_token_ids=array("I", checked_ends(folder, tokenizer)).tobytes(),
             system_fingerprint=fingerprint(tokenizer, templates),
             warnings=tuple(oddities(folder, tokenizer, templates)),
@@ -211,25 +213,6 @@ def load_models(
     return {name: Model.load(name, folder, files.get(name), requests, parsers) for name, folder in folders.items()}
 
 
-def templates_by_model(arguments: tuple[str, ...], names: list[str]) -> dict[str, Path]:
-    """The files of `[NAME=]FILE` arguments; raises TokenizerFileError for a name that is unknown, missing or double."""
-    files: dict[str, Path] = {}
-    for argument in arguments:
-        name, separator, file = argument.partition("=")
-        if not separator or (name not in names and Path(argument).is_file()):
-            name, file = names[0], argument
-            if len(names) > 1:
-                raise TokenizerFileError(f"--chat-template {argument}: say which model it is for, as NAME=FILE")
-        if name not in names:
-            raise TokenizerFileError(
-                f"--chat-template {argument}: no model is named {name!r}; there is {', '.join(names)}"
-            )
-        if name in files:
-            raise TokenizerFileError(f"--chat-template {argument}: model {name!r} has one already")
-        files[name] = Path(file)
-    return files
-
-
 def load_adapters(texts: tuple[str, ...], models: dict[str, Model]) -> dict[str, Model]:
     """LoRA adapters of `NAME=[MODEL:]ID[@PATH]` arguments as models by name; raises ConfigError."""
     adapters: dict[str, Model] = {}
@@ -260,3 +243,22 @@ def _adapter(text: str, models: dict[str, Model]) -> Model:
 
 def _id_of(adapter: Model) -> int:
     return adapter.lora.id if adapter.lora else 0
+
+
+def templates_by_model(arguments: tuple[str, ...], names: list[str]) -> dict[str, Path]:
+    """The files of `[NAME=]FILE` arguments; raises TokenizerFileError for a name that is unknown, missing or double."""
+    files: dict[str, Path] = {}
+    for argument in arguments:
+        name, separator, file = argument.partition("=")
+        if not separator or (name not in names and Path(argument).is_file()):
+            name, file = names[0], argument
+            if len(names) > 1:
+                raise TokenizerFileError(f"--chat-template {argument}: say which model it is for, as NAME=FILE")
+        if name not in names:
+            raise TokenizerFileError(
+                f"--chat-template {argument}: no model is named {name!r}; there is {', '.join(names)}"
+            )
+        if name in files:
+            raise TokenizerFileError(f"--chat-template {argument}: model {name!r} has one already")
+        files[name] = Path(file)
+    return files

@@ -133,10 +133,16 @@ class Stream:
         try:
             if take(index, token_ids, finish, logprobs):
                 return
-            waiter.set_result(True)
-        except Exception as error:  # it belongs to the request's task
-            waiter.set_exception(error)
+            error = None
+        except Exception as raised:  # it belongs to the request's task
+            error = raised
         self._take = None
+        if waiter.done():
+            return  # `take` itself found that the client has left, and its task was cancelled
+        if error is None:
+            waiter.set_result(True)
+        else:
+            waiter.set_exception(error)
 
     def _tick(self) -> None:
         # One timer a stream, set again when it fires: nothing is spent on it per token.

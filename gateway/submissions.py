@@ -75,7 +75,10 @@ PLAIN = Submission("", b"", 0)
 OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt", "lora", "kv_retention")
 BODY_FIELDS = {"lora": "model"}
 """How clients ask for what is called otherwise inside."""
-OPTIONAL_SAMPLING = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias")
+OPTIONAL_SAMPLING = (
+    *("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
+    *("top_p_min", "top_p_decay", "top_p_reset_id", "no_repeat_ngram_size", "bad_token_ids"),
+)
 
 
 def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
@@ -83,7 +86,7 @@ def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
     if info is None:
         return
     used = [name for name in OPTIONAL_FIELDS if getattr(submission, name) != getattr(PLAIN, name)]
-    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, ())]
+    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, (), b"")]
     if submission.constraint is not None:
         used.append(f"constraint.{submission.constraint.kind}")
         used += ["constraint.begins_after"] if submission.constraint.begins_after else []

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import parsers, peers, profile, requests, streaming
+from perf import executor, parsers, peers, profile, requests, streaming
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
@@ -18,6 +18,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         parsers.main,
         "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
+    "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
 

@@ -1,4 +1,7 @@
-"""A bare ASGI app on hypercorn, with the gateway's settings: the same writes as the gateway's, without its work.
+"""A bare ASGI app on the gateway's HTTP server: the same writes as the gateway's, without its work.
+
+hypercorn is as it comes, with the gateway's settings; granian has the gateway's adapter, since its own ASGI loses
+requests.
 
 A yardstick: it tells how much of a figure is the server's, the event loop's, the kernel's and the machine's noise.
 
@@ -16,7 +19,7 @@ import hypercorn.asyncio
 import hypercorn.config
 
 from gateway.config import Config
-from gateway.server import listen
+from gateway.server import SERVERS, listen, serve_with
 from perf.stamps import StampFile
 
 Message = MutableMapping[str, Any]
@@ -97,6 +100,7 @@ class BareApp:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python3.13t -m perf.bare_app", description=__doc__)
     parser.add_argument("--stamps", type=Path, required=True)
+    parser.add_argument("--server", choices=SERVERS, default="hypercorn")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--step-ms", type=float, default=0.0, help="0 writes without waiting")
     parser.add_argument("--event", default="")
@@ -106,7 +110,11 @@ def main() -> None:
     listener = listen(Config(port=0))
     sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    asyncio.run(hypercorn.asyncio.serve(BareApp(options), settings(listener.detach())))  # type: ignore[arg-type]
+    app = BareApp(options)
+    if options.server == "hypercorn":
+        asyncio.run(hypercorn.asyncio.serve(app, settings(listener.detach())))  # type: ignore[arg-type]
+    else:
+        asyncio.run(serve_with(options.server)(app, listener, asyncio.Event()))  # type: ignore[arg-type]
 
 
 def settings(listener: int) -> hypercorn.config.Config:

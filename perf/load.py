@@ -158,7 +158,11 @@ class Load:
         return Reading(self.now, server_cpu, time.process_time(), self.tokens, self.events, self.answers, self.size)
 
     def result(self) -> Result:
-        if self.opened is None or self.closed is None or self.closed.time == self.opened.time:
+        if (
+            self.opened is None
+            or self.closed is None
+            or self.closed.tokens + self.closed.answers == (self.opened.tokens + self.opened.answers)
+        ):
             raise SystemExit(f"load: no moment when all were under way, {self.errors} errors; ask for more tokens")
         window = self.closed.since(self.opened)
         return Result(self.errors, window, self.opened.tokens, resident_mb(self.job.pid), self.arrivals, self.latencies)

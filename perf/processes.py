@@ -49,8 +49,7 @@ def word_simulator(*options: str, wire: str = "step") -> Iterator[Process]:
         answers = ("--ignore-eos", "--output", f"script:{script}")
         costs = ("--prefill-tps", "1e9", "--decode-per-request-ms", "0", "--max-running", "100000")
         with _started("perf.stamped_simulator", str(stamp_file), "--wire", wire, *answers, *costs, *options) as popen:
-            address = json.loads(_first_line(popen))["address"]
-            yield Process(popen, int(address.rpartition(":")[2]), stamp_file, wire)
+            yield Process(popen, port_of_json(popen), stamp_file, wire)
 
 
 @contextmanager
@@ -59,20 +58,21 @@ def gateway(worker: Process, options: argparse.Namespace, *launcher: str) -> Ite
     chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
     fixed = ["--worker", f"{worker.wire}://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
     with _started(*launcher or ("gateway",), *fixed, *chosen) as popen:
-        yield Process(popen, _port_of(_first_line(popen)))
+        yield Process(popen, _port_of(first_line(popen)))
 
 
 @contextmanager
-def bare_app(*options: str) -> Iterator[Process]:
+def bare_app(options: argparse.Namespace, *arguments: str) -> Iterator[Process]:
     with _folder() as folder:
         stamps = folder / "stamps"
-        with _started("perf.bare_app", "--stamps", str(stamps), *options) as popen:
-            yield Process(popen, _port_of(_first_line(popen)), stamps)
+        own = ("--stamps", str(stamps), "--server", options.server)
+        with _started("perf.bare_app", *own, *arguments) as popen:
+            yield Process(popen, _port_of(first_line(popen)), stamps)
 
 
 def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-threads", type=int, default=1, metavar="N")
-    parser.add_argument("--server", default="hypercorn", metavar="NAME", help="the gateway's HTTP server")
+    parser.add_argument("--server", default="hypercorn", metavar="NAME", help="the HTTP server of both")
 
 
 def cpu_ns(pid: int) -> int:
@@ -114,7 +114,12 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
         popen.wait()
 
 
-def _first_line(popen: subprocess.Popen[str]) -> str:
+def port_of_json(popen: subprocess.Popen[str]) -> int:
+    """The port that an executor's first line tells."""
+    return int(json.loads(first_line(popen))["address"].rpartition(":")[2])
+
+
+def first_line(popen: subprocess.Popen[str]) -> str:
     assert popen.stdout is not None, "started with a pipe"
     line = popen.stdout.readline()
     if not line:

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     with (
         processes.word_simulator("--speed", "0") as worker,
         processes.gateway(worker, options) as server,
-        processes.bare_app(*samples.bare_events(server.port), *samples.bare_reply(server.port)) as bare,
+        processes.bare_app(options, *samples.bare_events(server.port), *samples.bare_reply(server.port)) as bare,
     ):
         for name, stream, path in (("streamed", True, "/events"), ("not streamed", False, "/reply")):
             runs = [

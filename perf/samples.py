@@ -10,8 +10,8 @@ from engine_adapters.simulator.outputs import TEXTS
 CHAT_PATH = "/v1/chat/completions"
 WORD = " the"
 """Every token of every answer, so that tokens can be counted in whatever event they come."""
-
-
+WARM_TOKENS = 10
+"""Of each stream, before measuring begins."""
 SHORT_PROMPT = "Tell me about the sea, and keep it short."
 NUMBER = "00000000"
 """In a long prompt, what the load replaces to make each one unlike the others."""

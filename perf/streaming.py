@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     with (
         processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
         processes.gateway(worker, options) as server,
-        processes.bare_app(*pace, *samples.bare_events(server.port)) as bare_server,
+        processes.bare_app(options, *pace, *samples.bare_events(server.port)) as bare_server,
     ):
         ours = Bench(server, worker, samples.CHAT_PATH, options.tokens)
         bare = Bench(bare_server, bare_server, "/events", options.tokens)

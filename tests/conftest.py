@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def tools_python() -> Path:
     path = Path(os.environ.get("GATEWAY_TOOLS_PYTHON", ROOT / ".venv-tools/bin/python"))
     assert path.exists(), f"{path} is missing: `make test` makes it, or set GATEWAY_TOOLS_PYTHON"
     return path
+
+
+SERVERS = (
+    "hypercorn",
+    pytest.param("granian", marks=pytest.mark.skipif(find_spec("granian") is None, reason="granian is optional")),
+)
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> str:
+    """Each HTTP server in turn, for --server."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from engine_adapters.base import FinishReason
@@ -15,12 +16,32 @@ from tests.processes import Gateway, Simulator, eventually, wait_until_idle
 LONG_PROMPT = "word " * 2500
 
 
+ANSWER_MB = 100
+"""More than the text of a flood takes on its way."""
+
+
 @pytest.fixture(scope="module")
-def narrow_gateway() -> Iterator[Gateway]:
+def narrow_gateway(server: str) -> Iterator[Gateway]:
     """A gateway whose executor runs one request at a time, with a slow prefill and no end."""
     arguments = ("--output", "random", "--max-running", "1", "--prefill-tps", "500", "--decode-base-ms", "10")
-    with Simulator(*arguments) as simulator, Gateway("--http-threads", "2", workers=[simulator.url]) as gateway:
+    with Simulator(*arguments) as simulator, Gateway(*served_by(server), workers=[simulator.url]) as gateway:
         yield gateway.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def acted_executor(server: str) -> Iterator[FakeExecutor]:
+    with FakeExecutor() as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def acted_gateway(server: str, acted_executor: FakeExecutor) -> Iterator[Gateway]:
+    with Gateway(*served_by(server), workers=[acted_executor.url]) as gateway:
+        yield gateway.wait_until_ready()
+
+
+def served_by(server: str) -> tuple[str, ...]:
+    return "--server", server, "--http-threads", "2"
 
 
 def running(gateway: Gateway, running: int, waiting: int = 0) -> None:
@@ -90,41 +111,56 @@ def test_a_reset_connection_counts_as_left(narrow_gateway: Gateway) -> None:
     wait_until_idle(narrow_gateway)
 
 
-def test_a_client_that_leaves_while_no_worker_is_ready_is_forgotten() -> None:
-    with Gateway("--connect-seconds", "300", workers=["step://127.0.0.1:1"]) as gateway:
+def test_a_client_that_leaves_while_no_worker_is_ready_is_forgotten(server: str) -> None:
+    with Gateway(*served_by(server), "--connect-seconds", "300", workers=["step://127.0.0.1:1"]) as gateway:
         with chat.sent(gateway):
             eventually(lambda: gateway.metric("gateway_active_requests") == 1)
 
         eventually(lambda: gateway.metric("gateway_active_requests") == 0)
 
 
-def test_a_client_that_leaves_before_its_body_is_complete_is_no_request(gateway: Gateway) -> None:
+def test_a_client_that_leaves_before_its_body_is_complete_is_no_request(
+    executor: FakeExecutor, acted_gateway: Gateway
+) -> None:
+    gateway, before = acted_gateway, count_left(acted_gateway)
     errors = gateway.lines('"level": "ERROR"')
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         assert gateway.client.get("/ready").status_code == 200
 
-    wait_until_idle(gateway)
+    eventually(lambda: count_left(gateway) == before + 1)
     assert gateway.lines('"level": "ERROR"') == errors
+    assert executor.submits.empty()
 
 
 def test_other_streams_do_not_notice_that_one_client_leaves(
-    slow_gateway: Gateway, background: ThreadPoolExecutor
+    executor: FakeExecutor, acted_gateway: Gateway, background: ThreadPoolExecutor
 ) -> None:
-    stayed = [background.submit(chat.stream, slow_gateway, str(number), max_tokens=30) for number in range(6)]
-    for number in range(6):
-        with chat.opened(slow_gateway, f"{number} leaves") as events:
+    executor.greeting = "Hi"
+    stayed = [background.submit(chat.stream, acted_gateway) for _ in range(6)]
+    submits = [executor.next_submit() for _ in stayed]
+    for _ in range(6):
+        with chat.opened(acted_gateway) as events:
+            submit = executor.next_submit()
             chat.first_text(events)
+        assert executor.next_abort() == submit.stream_id
+        executor.finish(submit, FinishReason.ABORTED)
+    for submit in submits:
+        executor.say(submit, *ids_of(" there"))
+        executor.finish(submit)
 
-    assert [chat.finish_reason_of(answer.result()) for answer in stayed] == ["length"] * 6
-    wait_until_idle(slow_gateway)
+    assert [chat.text_of(answer.result()) for answer in stayed] == ["Hi there"] * 6
+    wait_until_idle(acted_gateway)
 
 
 def test_a_client_that_does_not_read_holds_nobody_up(executor: FakeExecutor, acted_gateway: Gateway) -> None:
     executor.greeting = "Hi"
+    process = psutil.Process(acted_gateway.child.pid)
+    before = process.memory_info().rss
     with chat.sent(acted_gateway, stream=True):
         silent = executor.next_submit()
         flood(executor, silent)
+        assert process.memory_info().rss - before < ANSWER_MB << 20
 
         with chat.opened(acted_gateway) as events:
             submit = executor.next_submit()

@@ -170,6 +170,7 @@ def test_several_answers_need_a_worker_for_whole_requests(stage: Stage, backgrou
     assert "prefill or decode" in response.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_prefill_that_fails_before_its_token_is_tried_on_another() -> None:
     with fake("prefill") as one, fake("prefill") as two, fake("decode") as decode:
         one.greeting = two.greeting = ""
@@ -187,6 +188,7 @@ def test_a_prefill_that_fails_before_its_token_is_tried_on_another() -> None:
             assert response.result().json()["choices"][0]["message"]["content"] == "Well"
 
 
+@pytest.mark.slow
 def test_whole_requests_go_to_workers_of_any_role_when_half_of_a_pair_is_missing() -> None:
     with fake("prefill") as prefill, Gateway("--connect-seconds", "0", workers=[url(prefill, "prefill")]) as gateway:
         eventually(lambda: gateway.worker_states() == ["ready"])
@@ -250,6 +252,7 @@ def test_two_workers_say_what_one_would(
         assert split["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
 
 
+@pytest.mark.slow
 def test_the_handoff_has_its_place_among_the_timings() -> None:
     arguments = ("--prefill-tps", "10000", "--transfer-base-ms", "80", "--transfer-tps", "100000", *TIMED)
     with Simulator("--role", "prefill", *arguments) as prefill, Simulator("--role", "decode", *arguments) as decode:
@@ -266,6 +269,7 @@ def test_the_handoff_has_its_place_among_the_timings() -> None:
     assert float(timing["decode"]) >= float(timing["handoff"])
 
 
+@pytest.mark.slow
 def test_a_prefill_worker_that_dies_early_costs_the_client_nothing() -> None:
     slow = ("--role", "prefill", "--prefill-tps", "500", *TIMED)
     with Simulator(*slow) as one, Simulator(*slow) as two, Simulator("--role", "decode", *TIMED) as decode:
@@ -283,6 +287,7 @@ def test_a_prefill_worker_that_dies_early_costs_the_client_nothing() -> None:
             wait_until_idle(gateway)
 
 
+@pytest.mark.slow
 def test_a_decode_worker_that_dies_ends_the_stream_and_leaves_nothing_running() -> None:
     endless = ("--output", "random", *TIMED)
     with Simulator("--role", "prefill", *endless) as prefill, Simulator("--role", "decode", *endless) as decode:

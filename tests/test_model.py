@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from engine_adapters.base import Sampling
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway.errors import BadRequest
 from gateway.generate import render_and_encode
@@ -277,3 +278,29 @@ def test_a_broken_folder_is_told_what_it_lacks(folder: Path, break_it: Callable[
 
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Sampling()),
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1}, Sampling(0.6, 0.95, top_k=20, min_p=0.1)),
+        ({"repetition_penalty": 1.05, "do_sample": True}, Sampling(repetition_penalty=1.05)),
+        ({"temperature": 0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}, Sampling(temperature=0.0)),
+        ({"top_k": -1, "top_p": None}, Sampling()),
+    ],
+)
+def test_a_models_own_sampling_settings_are_read(folder: Path, fields: dict[str, object], expected: Sampling) -> None:
+    change(folder, "generation_config.json", **fields)
+    assert Model.load("demo", folder).sampling == expected
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": "hot"}, {"top_p": 1.5}, {"top_k": 2.5}, {"top_k": -3}, {"repetition_penalty": 0}]
+)
+def test_a_setting_that_no_request_could_have_names_its_file(folder: Path, fields: dict[str, object]) -> None:
+    change(folder, "generation_config.json", **fields)
+    with pytest.raises(
+        TokenizerFileError, match=r"generation_config\.json: (temperature|top_p|top_k|repetition_penalty)"
+    ):
+        Model.load("demo", folder)

@@ -179,3 +179,79 @@ def test_another_worker_takes_over_when_one_dies(tools_python: Path) -> None:
             busy.child.kill()
             assert completions.texts_of(waiting.result(20)) == [PROMPT]
             assert sorted(gateway.worker_states()) == ["lost", "ready"]
+
+
+@pytest.fixture(scope="module")
+def apart(tools_python: Path) -> Iterator[tuple[Gateway, OpenEngineServer, OpenEngineServer]]:
+    """A gateway with a worker for prefills, by its URL, and one for decodes, by its own word."""
+    settings: dict[str, Any] = {"eos": END_OF_TURN, "has_connector": True}
+    with OpenEngineServer(tools_python, **settings) as one, OpenEngineServer(tools_python, **settings, role=3) as two:
+        with Gateway(workers=[f"{one.url}?role=prefill", two.url]) as gateway:
+            yield gateway.wait_until_ready(), one, two
+            wait_until_idle(gateway)
+
+
+@pytest.fixture
+def split(
+    apart: tuple[Gateway, OpenEngineServer, OpenEngineServer],
+) -> tuple[Gateway, OpenEngineServer, OpenEngineServer]:
+    for server in apart[1:]:
+        server.forget()
+    return apart
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_prefill_and_decode_make_one_answer(
+    split: tuple[Gateway, OpenEngineServer, OpenEngineServer], streams: bool
+) -> None:
+    gateway, prefill, decode = split
+    answer = completions.ask(gateway, streams, PROMPT, max_tokens=100, logprobs=0)
+    assert completions.texts_of(answer) == [PROMPT] and completions.finish_reasons_of(answer) == ["stop"]
+    assert prefill.request()["extra"]["request_type"] == "context_only"
+    request = decode.request()
+    assert request["kv"]["session"]["endpoints"] == [{"host": "10.0.0.1", "port": 5555, "protocol": "tcp"}]
+    assert request["stopping"]["max_tokens"] == 100
+    if not isinstance(answer, list):
+        assert answer["usage"]["completion_tokens"] == len(ids_of(PROMPT)) + 1
+        assert len(answer["choices"][0]["logprobs"]["tokens"]) == len(ids_of(PROMPT))
+
+
+def test_an_answer_of_one_token_is_the_prefills_alone(
+    split: tuple[Gateway, OpenEngineServer, OpenEngineServer],
+) -> None:
+    gateway, prefill, decode = split
+    answer = completions.complete(gateway, PROMPT, max_tokens=1)
+    assert completions.texts_of(answer) == [text_of(ids_of(PROMPT)[:1])]
+    assert prefill.request()["extra"] == {"detokenize": False}
+    decode.fail_next("INTERNAL", "nobody may come here")
+    assert completions.complete(gateway, PROMPT, max_tokens=1)["usage"]["completion_tokens"] == 1
+
+
+def test_a_client_that_leaves_ends_the_decode(split: tuple[Gateway, OpenEngineServer, OpenEngineServer]) -> None:
+    gateway, prefill, decode = split
+    decode.plan_next(token(*ids_of("Hello")), hold=True)
+    with chat.opened(gateway, PROMPT) as events:
+        chat.first_text(events)
+        decode.event("request")
+    assert prefill.event("ended")["how"] == "done"
+    assert decode.event("abort")["found"] and decode.event("ended")["how"] == "aborted"
+
+
+def test_a_transfer_that_fails_is_told(split: tuple[Gateway, OpenEngineServer, OpenEngineServer]) -> None:
+    gateway, _, decode = split
+    decode.plan_next(error(9, "the transfer of KV blocks failed"))
+    response = ask(gateway, max_tokens=100)
+    assert response.status_code == 502 and "transfer of KV blocks" in response.json()["error"]["message"]
+
+
+def test_a_lora_adapter_is_named_as_the_engine_knows_it(tools_python: Path) -> None:
+    settings: dict[str, Any] = {"eos": END_OF_TURN, "supports_lora": True, "loras": ["poems"], "unimplemented": []}
+    with OpenEngineServer(tools_python, **settings) as server:
+        with Gateway("--lora", "poems=7", "--lora", "prose=8", workers=[server.url]) as gateway:
+            gateway.wait_until_ready()
+            answer = gateway.client.post(completions.PATH, json=completions.body(PROMPT, model="poems", max_tokens=100))
+            assert answer.json()["choices"][0]["text"] == PROMPT
+            assert server.request()["lora_name"] == "poems"
+            refused = gateway.client.post(completions.PATH, json=completions.body(PROMPT, model="prose"))
+            assert refused.status_code == 400
+            assert "has not loaded the LoRA adapter 'prose'; it has poems" in refused.json()["error"]["message"]

@@ -14,6 +14,7 @@ from tests.processes import Gateway, Simulator, eventually, wait_until_idle
 
 CLIENTS = 12
 PATH = "/v1/chat/completions"
+COUNTING = ("-m", "tests.counting_gateway")
 
 
 class Client:
@@ -63,16 +64,25 @@ class Client:
         assert client.post(PATH, json=self._body(temperature=-1)).status_code == 400
 
 
+def count_tasks(gateway: Gateway) -> int:
+    """Of all the gateway's loops, unfinished."""
+    before = len(gateway.lines("^tasks: ", "stdout"))
+    gateway.write("")
+    counts = eventually(lambda: gateway.lines("^tasks: ", "stdout")[before:])
+    return int(counts[0].removeprefix("tasks: "))
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_nothing_is_left_over(duration: float) -> None:
+def test_nothing_is_left_over(server: str, duration: float) -> None:
     simulators = [Simulator("--max-running", "4", "--speed", "4") for _ in range(2)]
     workers = [simulator.url for simulator in simulators]
-    with simulators[0], simulators[1], Gateway("--http-threads", "2", workers=workers) as gateway:
+    arguments = ("--server", server, "--http-threads", "2")
+    with simulators[0], simulators[1], Gateway(*arguments, workers=workers, program=COUNTING) as gateway:
         eventually(lambda: gateway.worker_states() == ["ready", "ready"])
         process = psutil.Process(gateway.child.pid)
         chat.complete(gateway, max_tokens=1)
-        threads = process.num_threads()
+        threads, tasks = process.num_threads(), count_tasks(gateway)
         ends_at = time.monotonic() + duration
 
         clients = [Client(gateway, seed, ends_at) for seed in range(CLIENTS)]
@@ -83,11 +93,13 @@ def test_nothing_is_left_over(duration: float) -> None:
         counts = sum((client.counts for client in clients), Counter[str]())
         assert all(counts[kind] for kind in ("_read_all", "_leave", "_whole", "_leave_whole", "_bad"))
         assert not [entry for entry in gateway.log() if entry["level"] in ("WARNING", "ERROR")]
+        assert not gateway.lines("^[A-Z]"), "something wrote past the log, such as asyncio of a callback that failed"
         assert gateway.metric("gateway_wire_faults_total") == gateway.metric("gateway_retries_total") == 0
         assert gateway.metric("gateway_requests_total", status="500") == 0
         certain = counts["_read_all"] + counts["_leave"] + counts["_whole"]
         assert gateway.metric("gateway_requests_total", model="demo") >= certain
         assert process.num_threads() <= threads
+        eventually(lambda: count_tasks(gateway) <= tasks, "the end of all tasks of requests")
         connections = eventually(lambda: [each for each in process.net_connections() if each.status == "ESTABLISHED"])
         assert len(connections) <= len(workers) + 1, "only the workers and this test are connected"
         assert gateway.terminate() == 0

@@ -187,6 +187,24 @@ def test_a_reader_that_left_loses_nothing_that_comes_later() -> None:
     in_loop(story)
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_reader_that_ends_its_own_task_harms_no_delivery(fails: bool) -> None:
+    async def story(stream: Stream) -> None:
+        def take(*_: object) -> bool:
+            pumping.cancel()
+            if fails:
+                raise ValueError("no more")
+            return False
+
+        pumping = asyncio.create_task(stream.pump(take))
+        await asyncio.sleep(0)
+        stream.deliver(0, [1], None, None)
+        with pytest.raises(asyncio.CancelledError):
+            await pumping
+
+    in_loop(story)
+
+
 def test_silence_is_told_and_what_comes_after_it_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "KEEP_ALIVE_SECONDS", 0.01)
 

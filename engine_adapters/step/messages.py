@@ -127,6 +127,11 @@ class Sampling:
     repetition_penalty: float | None = None
     logit_bias_token_ids: bytes = b""  # u32[]
     logit_biases: bytes = b""  # f32[], parallel to logit_bias_token_ids
+    top_p_min: float | None = None
+    top_p_decay: float | None = None  # top_p shrinks by this factor with each token, down to top_p_min
+    top_p_reset_id: int | None = None  # behind this token it begins anew
+    no_repeat_ngram_size: int | None = None  # no n-gram of this many tokens comes twice
+    bad_token_ids: bytes = b""  # u32[]: none of them ever comes
 
 
 @dataclass(slots=True)
@@ -318,6 +323,11 @@ Sampling.LAYOUT = Layout(
     optional(8, "repetition_penalty", "float"),
     singular(9, "logit_bias_token_ids", "bytes"),
     singular(10, "logit_biases", "bytes"),
+    optional(11, "top_p_min", "float"),
+    optional(12, "top_p_decay", "float"),
+    optional(13, "top_p_reset_id", "uint32"),
+    optional(14, "no_repeat_ngram_size", "uint32"),
+    singular(15, "bad_token_ids", "bytes"),
 )
 
 StepFrame.LAYOUT = Layout(

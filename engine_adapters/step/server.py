@@ -101,7 +101,8 @@ class StepServer:
         """Send what an engine step brought: one frame to each gateway concerned.
 
         `logprobs` are of the outputs' tokens, all of them, for streams that asked. Returns at once. What a gateway does
-        not read in time is joined to its next frame. Outputs for a stream that has ended are dropped.
+        not read in time is joined to its next frame. Outputs for a stream that has ended are dropped. The caller does
+        not change what it has given.
         """
         self._step = step
         for stream, each in logprobs.items():
@@ -114,9 +115,9 @@ class StepServer:
                 pending = stream.session.token_ids
                 gathered = pending.get(stream.stream_id)
                 if gathered is None:
-                    pending[stream.stream_id] = [*token_ids]
+                    pending[stream.stream_id] = token_ids
                 else:
-                    gathered.extend(token_ids)
+                    pending[stream.stream_id] = [*gathered, *token_ids]
             if finish is not None:
                 stream.session.end(stream, finish)
         for session in self._sessions:
@@ -332,6 +333,8 @@ def find_problem(submit: messages.Submit, info: EngineInfo) -> str:
     if largest >= info.vocab_size:
         return f"token id {largest} is not in this model's vocabulary of {info.vocab_size}"
     sampling = submit.sampling or messages.Sampling()
+    if len(sampling.bad_token_ids) % 4:
+        return "bad_token_ids is no column of u32"
     return _bias_problem(sampling, info) or _constraint_problem(submit.constraint, info) or _phase_problem(submit, info)
 
 

@@ -5,7 +5,7 @@ Threads: none of its own; the server's event loop.
 
 import asyncio
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
 from engine_adapters.base import Finish, KvEvent, Load, Logprobs
@@ -40,7 +40,7 @@ class Session:
     def __init__(self, peer: str, kv_snapshot: Iterable[KvEvent] = ()) -> None:
         self.peer = peer
         self.streams: dict[int, Stream] = {}
-        self.token_ids: dict[int, list[int]] = {}
+        self.token_ids: dict[int, Sequence[int]] = {}
         self.finished: list[messages.Finished] = []
         self.logprobs: dict[int, Logprobs] = {}
         self.kv_events: list[KvEvent] = []

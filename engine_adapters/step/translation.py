@@ -126,6 +126,11 @@ def _sampling_message(sampling: Sampling) -> messages.Sampling:
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         repetition_penalty=sampling.repetition_penalty,
+        top_p_min=sampling.top_p_min,
+        top_p_decay=sampling.top_p_decay,
+        top_p_reset_id=sampling.top_p_reset_id,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        bad_token_ids=sampling.bad_token_ids,
     )
     if sampling.logit_bias:
         token_ids, biases = zip(*sampling.logit_bias, strict=True)
@@ -147,6 +152,11 @@ def _sampling(message: messages.Sampling) -> Sampling:
         presence_penalty=message.presence_penalty,
         repetition_penalty=message.repetition_penalty,
         logit_bias=tuple(zip(token_ids, biases, strict=True)),
+        top_p_min=message.top_p_min,
+        top_p_decay=message.top_p_decay,
+        top_p_reset_id=message.top_p_reset_id,
+        no_repeat_ngram_size=message.no_repeat_ngram_size,
+        bad_token_ids=message.bad_token_ids,
     )
 
 

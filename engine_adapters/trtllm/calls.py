@@ -1,103 +1,132 @@
-"""Engines that answer each request with a gRPC stream of its own: what their clients have in common.
+"""Engines that answer each request with a gRPC call of its own: what their clients have in common.
 
 Threads: none of its own. Everything here runs on the event loop of the gateway's engine thread.
 """
 
 import asyncio
 import itertools
+import random
+import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias
 
-import grpc
-import grpc.aio
-
-from engine_adapters import codec
 from engine_adapters.base import Delivery, Finish, FinishReason, Key, Logprobs
+from engine_adapters.http2 import CallFailed, Connection, Metadata
 
+REFUSALS = 6
+REFUSAL_PAUSE = 0.05
+"""Where more than 1000 calls wait to be taken on, gRPC's server cancels some of them: these are made again, after a
+pause that doubles each time."""
 MESSAGE_BYTES = 64 << 20
-CALL_SECONDS = 5.0
-"""For an answer to a question; what is not answered in this time is not answered at all."""
-ABORTED_SECONDS = 1.0
-"""After it confirmed an abort, an engine has this long to end the stream by itself."""
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # TensorRT-LLM's servers take pings that come less than 10 s apart for an attack.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-)
+"""Of a request; no server takes more."""
+ABORT_TRIES = 4
+ABORT_PAUSE = 0.05
+"""A server that has not begun with a request yet does not find it."""
+ABORTED_SECONDS = 5.0
+"""After it confirmed an abort, an engine has this long to end the call by itself."""
 
-Answer = TypeVar("Answer", bound=codec.Message)
 News: TypeAlias = "tuple[int, Sequence[int], Finish | None, Logprobs | None]"
 """(which of the call's answers, its new token ids, the end if this is it, the logprobs of these tokens if it asked)"""
-GenerateCall: TypeAlias = "grpc.aio.UnaryStreamCall[bytes, bytes]"
-Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
+CUT_OFF = Finish(FinishReason.ERROR, error="the engine ended the call before the answer's end", retryable=True)
 
 
 class Reader(Protocol):
     """Understands the messages of one call. Belongs to that call."""
 
     def read(self, data: bytes) -> Sequence[News]:
-        """What a message says; raises ValueError or TypeError when it makes no sense."""
+        """What a message says, of ended answers too; raises ValueError or TypeError when it makes no sense."""
 
-    def end(self) -> Finish:
-        """The end of each answer that has none when the engine closes the call without a complaint."""
+    def end(self) -> Sequence[News]:
+        """The ends that can be told only now, when the engine has ended the call without a complaint."""
 
 
 class _Call(Generic[Key]):
     """One request under way: the keys of those of its answers that somebody waits for, by their number."""
 
-    __slots__ = ("keys", "reader", "request_id", "stream", "task")
-
-    def __init__(self, request_id: str, keys: Sequence[Key], reader: Reader, stream: GenerateCall) -> None:
-        self.request_id = request_id
-        self.keys = dict(enumerate(keys))
-        self.reader = reader
-        self.stream = stream
-        self.task: asyncio.Task[None] | None = None
-
-
-class Calls(Generic[Key]):
-    """The requests that one client has under way on `channel`. Every call is read until it ends, whoever waits for it.
-
-    `abort(request_id)` asks the engine to stop a request; it returns whether the call will now end by itself.
-    `count_fault` is told of messages that make no sense. Deliveries go to `deliver`, gathered for a turn of the loop.
-    """
+    __slots__ = (
+        "calls",
+        "has_begun",
+        "is_over",
+        "keys",
+        "metadata",
+        "pause",
+        "reader",
+        "refusals",
+        "request",
+        "request_id",
+    )
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
-        generate: str,
-        abort: Callable[[str], Awaitable[bool]],
-        count_fault: Callable[[str], None],
+        calls: "Calls[Key]",
+        request_id: str,
+        keys: Sequence[Key],
+        request: bytes,
+        reader: Reader,
+        metadata: Metadata,
     ) -> None:
-        self._generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(generate)
+        self.calls = calls
+        self.request_id = request_id
+        self.keys = dict(enumerate(keys))
+        self.request = request
+        self.reader = reader
+        self.metadata = metadata
+        self.has_begun = False
+        self.refusals = 0
+        self.pause: asyncio.TimerHandle | None = None
+        """Before it is made again."""
+        self.is_over: asyncio.Event | None = None
+        """Made by who waits for it."""
+
+    def received(self, message: bytes) -> None:
+        if not self.has_begun:
+            self.has_begun, self.request = True, b""  # it will not be made again, and prompts are large
+        self.calls.take(self, message)
+
+    def ended(self, failure: "CallFailed | None") -> None:
+        self.calls.end(self, failure)
+
+
+class Calls(Generic[Key]):
+    """The requests that one client has under way. Every call is read until it ends, whoever waits for it.
+
+    `generate` is the method's path. `abort(request_id)` asks the engine to stop a request; it says whether the engine
+    knew it, so that the call will now end by itself, and may raise CallFailed. `count_fault` is told of messages that
+    make no sense. Requests go out over `connection`, which must be set before the first; deliveries go to `deliver`,
+    gathered for a turn of the loop.
+    """
+
+    def __init__(
+        self, generate: str, abort: Callable[[str], Awaitable[bool]], count_fault: Callable[[str], None]
+    ) -> None:
+        self.connection: Connection
+        self._generate = generate
         self._abort = abort
         self._count_fault = count_fault
-        self._calls: dict[Key, tuple[_Call[Key], int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[Key, tuple[_Call[Key], int]] = {}
+        self._stops: set[asyncio.Task[None]] = set()
         self._deliveries: list[Delivery[Key]] = []
         self._numbers = itertools.count(1)
-        self._name = uuid.uuid4().hex[:8]
+        self._name = secrets.token_hex(4)
         self.deliver: Callable[[list[Delivery[Key]]], None] = _nobody
         self.last_message_at = time.monotonic()
         self.tokens = 0
         """Delivered since this was made."""
-        self.unconfirmed_aborts = 0
-        self.connection_failed = asyncio.Event()
-        """Set when a call ended because the engine could not be reached."""
+        self.is_doubtful = asyncio.Event()
+        """Set when the engine could not be reached for a call or an abort."""
 
     def __len__(self) -> int:
-        return len(self._calls)
+        """How many answers somebody waits for."""
+        return len(self._running)
+
+    @property
+    def unconfirmed_aborts(self) -> int:
+        return len(self._stops)
 
     def new_request_id(self, request_id: str) -> str:
-        """One that no attempt of any gateway has used: engines do not check, or refuse."""
+        """One that no attempt of any gateway has used: engines refuse, or do not check."""
         return f"{request_id}-{self._name}-{next(self._numbers)}"
 
     def start(
@@ -107,10 +136,10 @@ class Calls(Generic[Key]):
         if len(request) > MESSAGE_BYTES:
             self.refuse(keys, f"the request has {len(request)} bytes, and this engine takes {MESSAGE_BYTES} at most")
             return
-        call = _Call(request_id, keys, reader, self._generate(request, metadata=metadata))
+        call = _Call(self, request_id, keys, request, reader, metadata)
         for index, key in call.keys.items():
-            self._calls[key] = call, index
-        call.task = self._spawn(self._read(call))
+            self._running[key] = call, index
+        self._send(call)
 
     def refuse(self, keys: Sequence[Key], problem: str) -> None:
         """End answers to a request that this engine cannot be asked."""
@@ -120,52 +149,77 @@ class Calls(Generic[Key]):
     def abort(self, key: Key) -> None:
         """Nothing more is delivered for `key`; the request is stopped when this was the last one."""
         self._deliveries = [delivery for delivery in self._deliveries if delivery[0] != key]
-        call, index = self._calls.pop(key, (None, 0))
+        call, index = self._running.pop(key, (None, 0))
         if call is None:
             return
         del call.keys[index]
         if not call.keys:
-            self.unconfirmed_aborts += 1
-            self._spawn(self._stop(call))
+            self._stop(call)
 
-    def stop_delivering(self) -> None:
-        """The streams are dead: whoever waits is told so by others."""
+    def close(self) -> None:
+        """The streams are dead, and whoever waits is told so by others."""
         self.deliver = _nobody
-
-    async def close(self) -> None:
-        """Cancel everything."""
-        for task in self._tasks:
+        for task in self._stops:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _read(self, call: _Call[Key]) -> None:
-        stream, read = call.stream, call.reader.read
+    def take(self, call: _Call[Key], message: bytes) -> None:
+        """A call's message has come."""
+        self.last_message_at = time.monotonic()
+        if call.is_over is not None:
+            return  # it is being stopped
         try:
-            while isinstance(data := await stream.read(), bytes):
-                self.last_message_at = time.monotonic()
-                for news in read(data):
-                    self._take(call, *news)
-            finish = call.reader.end()
-        except grpc.aio.AioRpcError as error:
-            finish = finish_of(error)
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self.connection_failed.set()
+            for index, token_ids, finish, logprobs in call.reader.read(message):
+                if call.keys:
+                    self._say(call, index, token_ids, finish, logprobs)
+                elif token_ids:
+                    self._stop(call)  # the engine goes on where it should have ended
+                    return
         except (ValueError, TypeError) as error:
             self._count_fault("malformed_frame")
-            finish = Finish(FinishReason.ERROR, error=f"the engine sent a malformed message: {error}", retryable=True)
-        finally:
-            stream.cancel()
-        for index in [*call.keys]:
-            self._take(call, index, (), finish, None)
+            problem = f"the engine sent a malformed message: {error}"
+            self._end_all(call, Finish(FinishReason.ERROR, error=problem, retryable=True))
+            self._stop(call)
 
-    def _take(
-        self, call: _Call[Key], index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
+    def end(self, call: _Call[Key], failure: "CallFailed | None") -> None:
+        """A call is over."""
+        was_refused = failure is not None and failure.code == "CANCELLED" and not call.has_begun
+        if was_refused and call.keys and call.refusals < REFUSALS:
+            seconds = REFUSAL_PAUSE * 2**call.refusals * random.uniform(1, 2)
+            call.refusals += 1
+            call.pause = asyncio.get_running_loop().call_later(seconds, self._send, call)
+            return
+        if call.is_over is not None:
+            call.is_over.set()
+        if failure is not None:
+            if failure.code == "UNAVAILABLE":
+                self.is_doubtful.set()
+            self._end_all(call, finish_of(failure))
+        elif call.keys:
+            for index, token_ids, finish, logprobs in call.reader.end():
+                self._say(call, index, token_ids, finish, logprobs)
+            self._end_all(call, CUT_OFF)
+
+    def _send(self, call: _Call[Key]) -> None:
+        call.pause = None
+        self.connection.call(self._generate, call.request, call, call.metadata)
+
+    def _end_all(self, call: _Call[Key], finish: Finish) -> None:
+        for index in [*call.keys]:
+            self._say(call, index, (), finish, None)
+
+    def _say(
+        self,
+        call: _Call[Key],
+        index: int,
+        token_ids: Sequence[int],
+        finish: "Finish | None",
+        logprobs: "Logprobs | None",
     ) -> None:
         key = call.keys.get(index)
         if key is None:
             return
         if finish is not None:
-            del call.keys[index], self._calls[key]
+            del call.keys[index], self._running[key]
         self.tokens += len(token_ids)
         self._put((key, token_ids, finish, logprobs))
 
@@ -179,66 +233,58 @@ class Calls(Generic[Key]):
         if deliveries:
             self.deliver(deliveries)
 
-    async def _stop(self, call: _Call[Key]) -> None:
-        """Abort, and only then cancel: of a call that is merely cancelled TensorRT-LLM may not notice anything."""
-        assert call.task is not None
-        try:
-            if await self._abort(call.request_id):
-                await asyncio.wait({call.task}, timeout=ABORTED_SECONDS)
-        finally:
-            call.task.cancel()
-            self.unconfirmed_aborts -= 1
+    def _stop(self, call: _Call[Key]) -> None:
+        if call.pause is not None:
+            call.pause.cancel()  # the engine knows nothing of it
+            return
+        call.is_over = asyncio.Event()
+        task = asyncio.ensure_future(self._see_to_its_end(call, call.is_over))
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
 
-    def _spawn(self, work: "Awaitable[None]") -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def _see_to_its_end(self, call: _Call[Key], is_over: asyncio.Event) -> None:
+        """Have the engine stop, see the call to its end, and only then, if it has none, cancel it: a cancelled call can
+        be lost on a server that waits to write, and its engine goes on for nobody."""
+        try:
+            for _ in range(ABORT_TRIES):
+                if await self._abort(call.request_id):
+                    await is_set_within(is_over, ABORTED_SECONDS)
+                    break
+                if await is_set_within(is_over, ABORT_PAUSE):
+                    break
+        except CallFailed:
+            self.is_doubtful.set()
+        finally:
+            self.connection.cancel(call)
+
+
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        return await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:  # on 3.10 not yet the built-in one
+        return False
 
 
 def _nobody(_deliveries: object) -> None:
     """Nobody is there yet, or any more."""
 
 
-async def ask(channel: grpc.aio.Channel, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
-    """One question to an engine that is running; raises AioRpcError, and DecodeError for an answer that is none."""
-    call: grpc.aio.UnaryUnaryMultiCallable[codec.Message, bytes] = channel.unary_unary(
-        method, request_serializer=codec.encode
-    )
-    return codec.decode(answer, await call(question, timeout=CALL_SECONDS))
-
-
-def describe(error: grpc.aio.AioRpcError) -> str:
-    return f"{error.code().name}: {error.details()}"
-
-
-REFUSALS = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNIMPLEMENTED,
-    }
+OF_THE_REQUEST = frozenset("INVALID_ARGUMENT OUT_OF_RANGE FAILED_PRECONDITION NOT_FOUND UNIMPLEMENTED".split())
+"""Statuses that say that no other engine would take the request either."""
+FAULTS_OF_THE_REQUEST = re.compile(
+    r"should not exceed|max_seq_len|max_num_tokens|max_tokens must be|larger than max|identify image file",
+    re.IGNORECASE,
 )
-"""What an engine says of a request that no other one would take either."""
-CLIENTS_FAULTS = (
-    "should not exceed",  # The sum of prompt length (..), query length (..) should not exceed max_num_tokens (..)
-    "max_seq_len",
-    "larger than max",  # Received message larger than max (.. vs. ..)
-    "message larger",
-)
-"""TensorRT-LLM reports these as failures of its own; the request is what must change."""
+"""What TensorRT-LLM says of a bad request under a status that blames the engine."""
 
 
-def finish_of(error: grpc.aio.AioRpcError) -> Finish:
+def finish_of(failure: CallFailed) -> Finish:
     """What a call that failed means for its answers."""
-    details = error.details() or error.code().name
-    if error.code() in REFUSALS or is_clients_fault(details):
-        return Finish(FinishReason.REJECTED, error=details)
-    return Finish(FinishReason.ERROR, error=describe(error), retryable=True)
+    if failure.code in OF_THE_REQUEST or is_clients_fault(failure.details):
+        return Finish(FinishReason.REJECTED, error=failure.details or failure.code)
+    return Finish(FinishReason.ERROR, error=f"the engine ended the call with {failure}", retryable=True)
 
 
 def is_clients_fault(message: str) -> bool:
     """Whether an engine that reports a failure means that the request asked too much."""
-    return any(text in message for text in CLIENTS_FAULTS)
+    return FAULTS_OF_THE_REQUEST.search(message) is not None

@@ -1,12 +1,14 @@
 """Request bodies: bytes to JSON to checked fields, with the path of whatever is wrong."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Collection, MutableMapping
 from typing import Any, NoReturn
 
 from gateway import log
-from gateway.errors import BadRequest, BodyTooLarge, ClientLeft, UnsupportedMediaType
+from gateway.config import Config
+from gateway.errors import BadRequest, BodyTimeout, BodyTooLarge, ClientLeft, UnsupportedMediaType
 from gateway.generate import Gateway
 from gateway.http_loop import Receive
 
@@ -16,14 +18,28 @@ MAX_NESTING = 100
 
 
 async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: Gateway) -> "Fields":
-    """The body as the fields of a JSON object; raises UnsupportedMediaType, BadRequest, BodyTooLarge, ClientLeft."""
+    """The body as the fields of a JSON object.
+
+    Raises UnsupportedMediaType, BadRequest, BodyTooLarge, BodyTimeout, ClientLeft.
+    """
     content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"application/json")
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType(f"content-type must be application/json, not {content_type.decode('latin-1')}")
-    body = await _read(receive, gateway.config.max_body_mb << 20)
+    body = await _read_in_time(receive, gateway.config)
     if len(body) > POOL_BYTES:
         return await gateway.tokenize.run(parse, body)
     return parse(body)
+
+
+async def _read_in_time(receive: Receive, config: Config) -> bytes:
+    seconds, option = config.body_seconds, "--body-seconds"
+    if 0 < config.request_seconds < seconds:
+        seconds, option = config.request_seconds, "--request-seconds"
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(receive, config.max_body_mb << 20)
+    except TimeoutError:
+        raise BodyTimeout(f"the body has not arrived within {seconds:g} s ({option})") from None
 
 
 async def _read(receive: Receive, limit: int) -> bytes:

@@ -76,19 +76,30 @@ def read_request(
 
 
 def read_sampling(fields: Fields, model: Model) -> Sampling:
-    top_k = fields.integer("top_k", -1, MAX_TOKENS)
-    repetition_penalty = fields.number("repetition_penalty", 0.01, 100)
+    """What the request says, else what the model's folder says, else None: the engine's default."""
+    defaults = model.sampling
+    top_k = given(fields.integer("top_k", -1, MAX_TOKENS), defaults.top_k)
+    repetition_penalty = given(fields.number("repetition_penalty", 0.01, 100), defaults.repetition_penalty)
     return Sampling(
-        temperature=fields.number("temperature", 0, 2),
-        top_p=fields.number("top_p", 0, 1),
+        temperature=given(fields.number("temperature", 0, 2), defaults.temperature),
+        top_p=given(fields.number("top_p", 0, 1), defaults.top_p),
         seed=fields.integer("seed", -MAX_SEED, MAX_SEED - 1),
         top_k=None if top_k in (0, -1) else top_k,
-        min_p=fields.number("min_p", 0, 1) or None,
+        min_p=given(fields.number("min_p", 0, 1), defaults.min_p) or None,
         frequency_penalty=fields.number("frequency_penalty", -2, 2) or None,
         presence_penalty=fields.number("presence_penalty", -2, 2) or None,
         repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
         logit_bias=read_logit_bias(fields, model),
+        top_p_min=fields.number("top_p_min", 0, 1) or None,
+        top_p_decay=fields.number("top_p_decay", 0.01, 1),
+        top_p_reset_id=fields.integer("top_p_reset_id", 0, model.tokenizer.vocab_size - 1),
+        no_repeat_ngram_size=fields.integer("no_repeat_ngram_size", 1, MAX_TOKENS),
+        bad_token_ids=read_token_ids(fields, "bad_token_ids", model),
     )
+
+
+def given[Number](value: Number | None, default: Number | None) -> Number | None:
+    return default if value is None else value
 
 
 def read_output(fields: Fields) -> OutputOptions:

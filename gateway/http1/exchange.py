@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from gateway import log
 from gateway.http1.chunks import Chunks
 from gateway.http1.head import Head
-from gateway.http_loop import ON_LEAVE, WRITE_NOW
+from gateway.http_loop import WHEN_LEFT, WRITE_NOW
 
 type Message = MutableMapping[str, Any]
 type App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -82,7 +82,7 @@ class Exchange:
         "_is_chunked",
         "_is_read",
         "_keeps_alive",
-        "_on_leave",
+        "_on_left",
         "_parts",
         "_rest",
         "_size",
@@ -101,7 +101,7 @@ class Exchange:
         self._is_read = False
         """The application has had the whole body."""
         self._has_left = False
-        self._on_leave: Callable[[], None] | None = None
+        self._on_left: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._start: bytes | None = None
         """The answer's head, until it is written with what comes next."""
@@ -135,7 +135,7 @@ class Exchange:
             "client": connection.client,
             "server": connection.server,
             "state": connection.serving.state.copy(),
-            "extensions": {WRITE_NOW: self.write_now, ON_LEAVE: self.on_leave},
+            "extensions": {WRITE_NOW: self.write_now, WHEN_LEFT: self.when_left},
         }
         self._task = connection.loop.create_task(self._run(scope))
 
@@ -180,16 +180,13 @@ class Exchange:
         """The client is gone."""
         self._has_left = True
         self._wake()
-        if self._on_leave is not None and not self._is_answered:
-            self._on_leave()
+        if self._on_left is not None:
+            self._on_left()
 
-    def on_leave(self, callback: Callable[[], None] | None) -> None:
-        """Have `callback()` called if the client leaves before its answer is complete, at once if it has; None: don't.
-
-        It spares applications a task that waits in `receive` for nothing else.
-        """
-        self._on_leave = callback
-        if callback is not None and self._has_left:
+    def when_left(self, callback: Callable[[], None]) -> None:
+        """Have `callback()` called if the client leaves before its answer is complete, at once if it has."""
+        self._on_left = callback
+        if self._has_left:
             callback()
 
     async def receive(self) -> Message:
@@ -277,6 +274,6 @@ class Exchange:
             self._connection.transport.write(data)
         if is_last:
             self._is_answered = True
-            self._on_leave = None
+            self._on_left = None
             self._wake()
             self._connection.end_exchange(self._keeps_alive)

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from engine_adapters import codec, http2
 from engine_adapters.base import (
     Constraint,
     Delivery,
@@ -72,10 +73,9 @@ class Connection:
         )
         self.running: asyncio.Task[None] | None = None
 
-    async def connect(self) -> EngineInfo:
-        info = await self.client.connect()
+    async def connect(self) -> None:
+        self.info = await self.client.connect()
         self.running = asyncio.create_task(self.client.run(self._deliver))
-        return info
 
     async def leave(self) -> None:
         if self.running is not None:
@@ -195,7 +195,7 @@ async def event(server: OpenEngineServer, kind: str) -> dict[str, Any]:
 def test_an_engine_offers_what_it_announces(run: Run, server: OpenEngineServer) -> None:
     async def story() -> None:
         async with connected(server) as connection:
-            assert await connection.client.connect() == EngineInfo(
+            assert connection.info == EngineInfo(
                 "tensorrt_llm", "1.4.0rc1", "gateway-demo", 0, 4096, 256, b"", (), 32, 1, frozenset(BASIC)
             )
 
@@ -206,7 +206,7 @@ def test_capabilities_become_features(run: Run, server: OpenEngineServer) -> Non
     async def story() -> None:
         changes = {"supports_priority": True, "supports_lora": True, "has_connector": True, "guides": ["json_object"]}
         async with connected(server, dp_size=4, targets_ranks=True, role=2, **changes) as connection:
-            info = await connection.client.connect()
+            info = connection.info
             guides = {f"constraint.{kind}" for kind in ("json_schema", "regex", "ebnf", "structural_tag")}
             assert info.features == BASIC - guides | {"priority", "lora", "disaggregation"}
             assert (info.dp_size, info.role) == (4, "prefill")
@@ -490,6 +490,42 @@ def test_a_refused_request_says_whose_fault_it_is(
     run(story())
 
 
+def test_a_call_that_is_not_taken_on_is_made_again(
+    run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gRPC's server does it to some where very many wait."""
+    monkeypatch.setattr(calls, "REFUSAL_PAUSE", 0.01)
+
+    async def story() -> None:
+        async with connected(server) as connection:
+            server.fail_next("CANCELLED", "")
+            assert (await connection.one(ask())).token_ids == [11, 12, 13]
+            first, second = [await asyncio.to_thread(server.request) for _ in range(2)]
+            assert first == second
+            monkeypatch.setattr(calls, "REFUSALS", 0)
+            server.fail_next("CANCELLED", "")
+            assert (await connection.one(ask())).end.retryable
+
+    run(story())
+
+
+def test_an_abort_finds_a_call_that_waits_to_be_made_again(
+    run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "REFUSAL_PAUSE", 60)
+
+    async def story() -> None:
+        async with connected(server) as connection:
+            server.fail_next("CANCELLED", "")
+            connection.client.submit(["key"], ask())
+            await event(server, "request")
+            await connection.one(ask())
+            connection.client.abort("key")
+            assert connection.client.unconfirmed_aborts == 0 and connection.deliveries.empty()
+
+    run(story())
+
+
 @pytest.mark.parametrize(
     ("events", "reason", "message"),
     [
@@ -502,8 +538,8 @@ def test_a_refused_request_says_whose_fault_it_is(
         ([error(9, "")], FinishReason.ERROR, "the engine failed with code 9"),
         ([finished(CANCELLED, message="generation timed out")], FinishReason.ERROR, "generation timed out"),
         ([token(11), finished(0)], FinishReason.ERROR, "the engine cancelled the request"),
-        ([token(11)], FinishReason.ERROR, "the engine closed the call before the answer's end"),
-        ([], FinishReason.ERROR, "the engine closed the call before the answer's end"),
+        ([token(11)], FinishReason.ERROR, "the engine ended the call before the answer's end"),
+        ([], FinishReason.ERROR, "the engine ended the call before the answer's end"),
     ],
 )
 def test_an_accepted_request_can_fail_too(
@@ -716,7 +752,7 @@ def test_an_engine_that_says_nothing_is_lost_after_a_while(run: Run, monkeypatch
 
     async def story() -> None:
         async with served(Health=well, GetLoad=well) as connection:
-            monkeypatch.setattr(calls, "CALL_SECONDS", 0.05)
+            monkeypatch.setattr(openengine, "CALL_SECONDS", 0.05)
             is_silent.set()
             assert connection.running is not None
             with pytest.raises(EngineLost, match="silent"):
@@ -737,9 +773,7 @@ def test_what_is_no_openengine_is_lost(run: Run) -> None:
     run(story())
 
 
-def test_nobody_at_an_address_is_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openengine, "CALL_SECONDS", 0.2)
-
+def test_nobody_at_an_address_is_lost(run: Run) -> None:
     async def story() -> None:
         connection = Connection("127.0.0.1:1")
         with pytest.raises(EngineLost, match="cannot be reached"):
@@ -930,7 +964,7 @@ def key(block_hash: int) -> dict[str, str]:
 def test_kv_events_are_followed(run: Run, server: OpenEngineServer) -> None:
     async def story() -> None:
         async with connected(server, True, unimplemented=[]) as connection:
-            assert "kv_events" in (await connection.client.connect()).features
+            assert "kv_events" in connection.info.features
             assert (await event(server, "subscribed"))["request"] == {"include_snapshot": True}
             server.tell_of_kv(kv_batch(7, stored(1, 21, 22, parent=20)), kv_batch(3, stored(2, 31), rank=1))
             assert await connection.kv_events.get() == ([KvStored(20, (21, 22), u32(1, 1, 1, 1))], True)
@@ -988,7 +1022,7 @@ def test_a_gap_begins_anew(run: Run, server: OpenEngineServer, monkeypatch: pyte
 def test_an_engine_that_tells_of_no_blocks_serves_without(run: Run, server: OpenEngineServer) -> None:
     async def story() -> None:
         async with connected(server, True) as connection:
-            assert "kv_events" not in (await connection.client.connect()).features
+            assert "kv_events" not in connection.info.features
             assert (await connection.one(ask())).token_ids == [11, 12, 13]
             assert connection.running is not None and not connection.running.done()
 
@@ -1033,7 +1067,7 @@ async def until(check: Callable[[], bool]) -> None:
 
 async def running_requests(server: OpenEngineServer) -> int:
     """By the engine's own word."""
-    channel = grpc.aio.insecure_channel(server.address)
-    load = await calls.ask(channel, messages.CONTROL_GET_LOAD, messages.GetLoadRequest(), messages.LoadInfo)
-    await channel.close()
-    return load.running_requests or 0
+    connection = await http2.connect(server.address)
+    answer = await connection.ask(messages.CONTROL_GET_LOAD, b"", 5)
+    connection.close()
+    return codec.decode(messages.LoadInfo, answer).running_requests or 0

@@ -375,6 +375,7 @@ def test_what_comes_for_a_stream_after_its_end_is_dropped(run: Run) -> None:
         ({"constraint": messages.Constraint("regex", "a*")}, "no constraint of the kind 'regex'"),
         ({"constraint": messages.Constraint("json", begins_after=u32(5))}, "in the middle of an answer"),
         ({"constraint": messages.Constraint("json", begins_after=b"123")}, "in the middle of an answer"),
+        ({"sampling": messages.Sampling(bad_token_ids=b"1")}, "bad_token_ids is no column"),
         ({"phase": 3}, "phase 3 is not known here"),
         ({"phase": messages.PHASE_PREFILL}, "serves whole requests only"),
     ],

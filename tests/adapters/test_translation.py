@@ -47,6 +47,11 @@ SAMPLINGS = st.builds(
     presence_penalty=MAYBE_FLOATS,
     repetition_penalty=MAYBE_FLOATS,
     logit_bias=st.lists(st.tuples(U32, FLOATS), max_size=3).map(tuple),
+    top_p_min=MAYBE_FLOATS,
+    top_p_decay=MAYBE_FLOATS,
+    top_p_reset_id=st.none() | U32,
+    no_repeat_ngram_size=st.none() | U32,
+    bad_token_ids=COLUMNS,
 )
 PHASES = st.sampled_from(translation.PHASES)
 CONSTRAINTS = st.builds(Constraint, kind=st.sampled_from(CONSTRAINT_KINDS), guide=TEXTS, begins_after=COLUMNS)

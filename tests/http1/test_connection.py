@@ -9,7 +9,7 @@ import pytest
 
 from gateway.http1 import Connection, Serving, connection
 from gateway.http1.exchange import App, Message
-from gateway.http_loop import ON_LEAVE, WRITE_NOW
+from gateway.http_loop import WHEN_LEFT, WRITE_NOW
 
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -365,7 +365,7 @@ def test_a_client_that_leaves_is_noticed_once(how: str) -> None:
         await read(receive)
         begun.set()
         if how == "call":
-            scope["extensions"][ON_LEAVE](note)
+            scope["extensions"][WHEN_LEFT](note)
             await left.wait()
         else:
             assert (await receive())["type"] == "http.disconnect"
@@ -390,14 +390,14 @@ def test_who_asks_late_hears_at_once_and_who_is_done_hears_nothing() -> None:
     done = asyncio.Event()
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        on_leave = scope["extensions"][ON_LEAVE]
+        when_left = scope["extensions"][WHEN_LEFT]
         if scope["path"] == "/late":
             while (await receive())["type"] != "http.disconnect":
                 pass
-            on_leave(lambda: heard.append("late"))
+            when_left(lambda: heard.append("late"))
             done.set()
         else:
-            on_leave(lambda: heard.append("answered"))
+            when_left(lambda: heard.append("answered"))
             await reply(send, b"")
 
     async def story() -> None:

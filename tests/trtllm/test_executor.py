@@ -3,12 +3,12 @@
 import asyncio
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine_adapters import codec
 from engine_adapters.step import messages
 from tests import attach, chat, completions
 from tests.attach import u32
@@ -60,6 +60,8 @@ def test_what_the_api_takes_is_what_was_asked(served: Served) -> None:
     fields: dict[str, Any] = {
         "temperature": 0.5, "top_p": 0.75, "top_k": 5, "min_p": 0.25, "seed": -1, "max_tokens": 9, "min_tokens": 2,
         "frequency_penalty": 0.5, "presence_penalty": -0.5, "repetition_penalty": 1.5, "logit_bias": {"3": 2},
+        "top_p_min": 0.25, "top_p_decay": 0.5, "top_p_reset_id": 12, "no_repeat_ngram_size": 3,
+        "bad_token_ids": [13, 14],
         "stop_token_ids": [11], "cache_salt": "salt", "logprobs": 0, "echo": True, "model": "tuned",
         "kv_retention": {
             "ranges": [{"start": 0, "end": 4, "priority": 90, "duration_ms": 1500}], "decode_priority": 10
@@ -69,8 +71,10 @@ def test_what_the_api_takes_is_what_was_asked(served: Served) -> None:
     call = served.executor.calls()[-1]
     params = call["sampling_params"]
     assert call["inputs"] == {"prompt_token_ids": ids_of("a b c d e")}
-    for name in ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "frequency_penalty"):
+    same = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "frequency_penalty", "top_p_min")
+    for name in (*same, "top_p_decay", "no_repeat_ngram_size", "bad_token_ids"):
         assert params[name] == fields[name]
+    assert params["top_p_reset_ids"] == 12
     assert (params["presence_penalty"], params["repetition_penalty"]) == (-0.5, 1.5)
     assert params["seed"] == 2**64 - 1
     assert (params["end_id"], params["pad_id"]) == (END_OF_TURN, END_OF_TURN)
@@ -157,6 +161,7 @@ def test_what_fails_in_the_engine_is_not_the_clients_fault(served: Served) -> No
     wait_until_idle(served.gateway)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_takes_its_request_out_of_the_engine() -> None:
     with Executor(step_ms=20) as executor, Gateway(workers=[executor.url]) as gateway:
         gateway.wait_until_ready()
@@ -167,6 +172,7 @@ def test_a_client_that_leaves_takes_its_request_out_of_the_engine() -> None:
         assert not executor.lines("failed")
 
 
+@pytest.mark.slow
 def test_at_its_end_the_executor_ends_its_streams() -> None:
     with Executor(step_ms=20) as executor, Gateway(workers=[executor.url]) as gateway:
         gateway.wait_until_ready()
@@ -178,43 +184,49 @@ def test_at_its_end_the_executor_ends_its_streams() -> None:
         assert executor.exit_code() == 0
 
 
+@pytest.mark.slow
 def test_when_the_engine_dies_the_executor_says_why_and_ends() -> None:
     with Executor() as executor, Gateway("--connect-seconds", "0", workers=[executor.url]) as gateway:
         gateway.wait_until_ready()
-        with chat.opened(gateway, "long " * 300, cache_salt="die:2") as events:
-            *_, last = events
-        assert last["error"]["message"]
+        response = gateway.client.post(PATH, json=chat.body("long " * 300, cache_salt="die:2"))
+        assert response.status_code in (502, 503), response.text
         assert executor.exit_code() == 1
         assert executor.lines("the engine died: TensorRT-LLM's executor has shut down")
         eventually(lambda: gateway.worker_states() == ["lost"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [OLD, NEW])
-@pytest.mark.parametrize("streams", [True, False])
-def test_two_executors_share_a_request(version: str, streams: bool) -> None:
+def test_two_executors_share_a_request(version: str) -> None:
+    prompt = ids_of("one two three four five six")
+    asked: list[dict[str, Any]] = [
+        {"max_tokens": 50},
+        {"max_tokens": 1},
+        {"max_tokens": 2},
+        {"stop_token_ids": prompt[:1]},
+    ]
+    texts = [text_of(prompt), text_of(prompt[:1]), text_of(prompt[:2]), ""]
+    reasons, counts = ["stop", "length", "length", "stop"], [len(prompt) + 1, 1, 2, 1]
     arguments = [*TRANSCEIVER, "--role"]
-    with Executor(*arguments, "prefill", version=version) as prefill:
-        with Executor(*arguments, "decode", version=version) as decode:
-            with Gateway(workers=[prefill.url, decode.url]) as gateway, ThreadPoolExecutor(4) as background:
-                gateway.wait_until_ready()
-                prompt = ids_of("one two three four five six")
-                asked = [
-                    background.submit(completions.ask, gateway, streams, prompt[index:], logprobs=1, **fields)
-                    for index, fields in enumerate([{"max_tokens": 50}, {"max_tokens": 1}, {"max_tokens": 2}])
-                ]
-                asked.append(background.submit(completions.ask, gateway, streams, prompt, stop_token_ids=prompt[:1]))
-                answers = [each.result() for each in asked]
-                wait_until_idle(gateway)
-    texts = [text_of(prompt), text_of(prompt[1:2]), text_of(prompt[2:4]), ""]
-    assert [completions.texts_of(answer) for answer in answers[:3]] == [[text] for text in texts[:3]]
-    reasons = [completions.finish_reasons_of(answer)[0] for answer in answers]
-    assert reasons == ["stop", "length", "length", "stop"]
-    if not streams:
-        assert completions.texts_of(answers[3]) == [""]
-        counts = [answer["usage"]["completion_tokens"] for answer in answers]
-        assert counts == [len(prompt) + 1, 1, 2, 1]
+    with (
+        Executor(*arguments, "prefill", version=version) as prefill,
+        Executor(*arguments, "decode", version=version) as decode,
+        Gateway(workers=[prefill.url, decode.url]) as gateway,
+    ):
+        gateway.wait_until_ready()
+        for fields, text, reason, count in zip(asked, texts, reasons, counts, strict=True):
+            whole = completions.complete(gateway, prompt, logprobs=1, **fields)
+            assert (completions.texts_of(whole), completions.finish_reasons_of(whole)) == ([text], [reason])
+            assert whole["usage"]["completion_tokens"] == count
+            logprobs = whole["choices"][0]["logprobs"]
+            assert logprobs is None if not text else logprobs["token_logprobs"] == [-0.5] * len(logprobs["tokens"])
+            chunks = completions.stream(gateway, prompt, **fields)
+            assert "".join(completions.texts_of(chunks)) == text
+            assert completions.finish_reasons_of(chunks) == [reason]
+        wait_until_idle(gateway)
 
 
+@pytest.mark.slow
 def test_load_and_kv_events_travel_with_the_frames() -> None:
     async def story(address: str) -> None:
         gateway = attach.Gateway(address)
@@ -244,9 +256,6 @@ def test_load_and_kv_events_travel_with_the_frames() -> None:
     [
         ((), "0.20.0", r"tensorrt_llm 0.20.0 has no LLM.generate_async\(lora_request=\).*needs 1.2 or newer"),
         (("--nonsense", "3"), NEW, "invalid argument: nonsense"),
-        (("--role", "prefill"), NEW, "--role prefill needs --cache_transceiver_config"),
-        (("--num_postprocess_workers", "2"), NEW, "num_postprocess_workers must be 0"),
-        (("--extra-llm-api-options", "/nowhere"), NEW, "cannot read /nowhere"),
     ],
 )
 def test_what_cannot_work_is_said_at_the_start(arguments: tuple[str, ...], version: str, words: str) -> None:
@@ -255,14 +264,13 @@ def test_what_cannot_work_is_said_at_the_start(arguments: tuple[str, ...], versi
         assert executor.lines(words), executor.output
 
 
+@pytest.mark.slow
 def test_options_come_from_a_file_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text('{"max_batch_size": 3, "max_seq_len": 999, "kv_cache_config": {"tokens_per_block": 8}}')
     arguments = ("--extra_llm_api_options", str(file), "--max-batch-size=5", "--served-model-name", "demo")
 
     async def ask(address: str) -> messages.Info:
-        from engine_adapters import codec
-
         gateway = attach.Gateway(address)
         data = await gateway.channel.unary_unary(messages.EXECUTOR_GET_INFO)(b"")
         await gateway.leave()

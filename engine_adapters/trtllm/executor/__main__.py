@@ -1,13 +1,13 @@
 """`python -m engine_adapters.trtllm.executor MODEL --port N`: serves a model by TensorRT-LLM over the step stream."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from engine_adapters.base import CONSTRAINT_KINDS, EngineInfo
 from engine_adapters.step.server import StepServer
@@ -36,23 +36,19 @@ FEATURES = frozenset(
         "presence_penalty",
         "repetition_penalty",
         "logit_bias",
+        "top_p_min",
+        "top_p_decay",
+        "top_p_reset_id",
+        "no_repeat_ngram_size",
+        "bad_token_ids",
     }
 )
 """What every engine of this kind can; others depend on its options."""
-SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "top_k": None, "min_p": None}
-"""OpenAI's; TensorRT-LLM's own would be greedy."""
 DEFAULT_CONTEXT_LENGTH = 32768
 DEFAULT_MAX_RUNNING = 2048
 DEFAULT_BLOCK_SIZE = 32
 STOP_SECONDS = 5.0
 log = logging.getLogger("executor")
-
-
-def sampling_defaults(folder: Path) -> "dict[str, Any]":
-    """OpenAI's, and what the model's generation_config.json says instead."""
-    config = read_json_if_there(folder / "generation_config.json")
-    given = {name: config[name] for name in SAMPLING_DEFAULTS if isinstance(config.get(name), (int, float))}
-    return SAMPLING_DEFAULTS | given
 
 
 def features(trt: TensorRt) -> "frozenset[str]":
@@ -96,6 +92,8 @@ async def serve(options: Options, trt: TensorRt, info: EngineInfo) -> None:
     must_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, must_stop.set)
+    gc.collect()
+    gc.freeze()  # TensorRT-LLM leaves millions of objects: looking at them again would take a good part of a second
     engine = TrtllmEngine(info, trt)
     server = StepServer(engine)
     port = await server.start(options.host, options.port)
@@ -123,7 +121,7 @@ def run(options: Options) -> None:
     tokenizer, eos_token_ids = TokenizerFile(folder), read_eos_token_ids(folder)
     if not eos_token_ids:
         raise TokenizerFileError(f"{folder} names no end-of-sequence token; put eos_token_id into config.json")
-    trt = TensorRt(options.model, options.llm, eos_token_ids[0], sampling_defaults(folder), tokenizer)
+    trt = TensorRt(options.model, options.llm, eos_token_ids[0], tokenizer)
     try:
         info = describe(options, trt, tokenizer, eos_token_ids)
         if info.role and "disaggregation" not in info.features:

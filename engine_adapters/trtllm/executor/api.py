@@ -39,12 +39,20 @@ REQUIRED: "Mapping[str, str]" = {
     "LLM.shutdown": "",
     "SamplingParams": "end_id pad_id max_tokens n temperature top_p top_k min_p seed min_tokens frequency_penalty "
     "presence_penalty repetition_penalty stop_token_ids ignore_eos logprobs prompt_logprobs embedding_bias "
-    "guided_decoding detokenize exclude_input_from_output",
+    "guided_decoding detokenize exclude_input_from_output top_p_min top_p_decay top_p_reset_ids no_repeat_ngram_size "
+    "bad_token_ids",
     "GuidedDecodingParams": "json regex grammar json_object structural_tag",
     "DisaggregatedParams": "request_type",
     "SchedulingParams": "attention_dp_rank attention_dp_relax",
 }
 """What is called, and the parameters that are given."""
+SAME_NAMES = (
+    *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("top_p_min", "top_p_decay", "no_repeat_ngram_size"),
+)
+"""Sampling fields that have the same name there."""
+DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""OpenAI's, for what a request leaves open; TensorRT-LLM's own would be greedy."""
 CLIENTS_FAULT = ("should not exceed", "max_seq_len", "max_num_tokens", "max_tokens")
 """What a RequestError says that is about the length of a request."""
 LEAST_LOGPROB = -9999.0
@@ -124,14 +132,13 @@ class Names:
 
 
 class TensorRt:
-    """One `tensorrt_llm.LLM`, loaded. `defaults` are sampling fields that count where a request leaves them open."""
+    """One `tensorrt_llm.LLM`, loaded."""
 
     def __init__(
         self,
         model: str,
         options: "Mapping[str, Any]",
         eos_token_id: int,
-        defaults: "Mapping[str, Any]",
         tokenizer: TokenizerFile,
     ) -> None:
         """Takes minutes. Raises ApiError."""
@@ -139,7 +146,6 @@ class TensorRt:
         self.names = Names()
         self._tokenizer = tokenizer
         self._eos_token_id = eos_token_id
-        self._defaults = defaults
         try:
             self._llm: Any = self.names.LLM(model=model, **options)
         except Exception as error:  # whatever it raises, it is why we cannot start
@@ -234,10 +240,11 @@ class TensorRt:
             "detokenize": False,
             "exclude_input_from_output": True,
         }
-        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+        for name in SAME_NAMES:
             given = getattr(asked, name)
-            fields[name] = self._defaults.get(name) if given is None else given
-        fields |= {"frequency_penalty": asked.frequency_penalty, "presence_penalty": asked.presence_penalty}
+            fields[name] = DEFAULTS.get(name) if given is None else given
+        fields["top_p_reset_ids"] = asked.top_p_reset_id
+        fields["bad_token_ids"] = array("I", asked.bad_token_ids).tolist() or None
         if asked.logit_bias:
             fields["embedding_bias"] = _bias(asked.logit_bias, vocab_size)
         if submission.constraint is not None:
@@ -280,7 +287,8 @@ def is_split(submission: Submission) -> bool:
 
 
 class Generation:
-    """A request that the engine works on. Its results are cumulative, and the same objects at each step."""
+    """A request that the engine works on. `outputs` are its answers: the same objects from beginning to end, since
+    nothing else replaces them than postprocess workers, which `options` refuses. `token_ids` of each is all so far."""
 
     __slots__ = ("_result", "first_tokens", "outputs")
 
@@ -290,15 +298,12 @@ class Generation:
         if submission.phase == "decode":
             self.first_tokens = [*(handoff.unpack(submission.handoff, lambda *_: None).get("first_gen_tokens") or ())]
         self.outputs: Sequence[Any] = result.outputs
-        """The answers as of the last step: `token_ids` is all of each so far."""
 
     async def follow(self, note: "Callable[[], None]") -> None:
         """Call `note()` after each step until the end; raises what the engine raises, of which `fault` makes sense."""
-        result = self._result
-        async for _ in result:
-            self.outputs = result.outputs
+        async for _ in self._result:
             note()
-        error = getattr(result, "error", None)
+        error = getattr(self._result, "error", None)
         if error:
             raise error if isinstance(error, Exception) else RuntimeError(str(error))
 

@@ -27,7 +27,7 @@ class EngineDead(Exception):
 
 class TrtllmEngine:
     """Every request is followed by a task of its own, since that is how the LLM API tells of results. The tasks only
-    note that there is news; one pass over all of them then makes the frame."""
+    note that there is news; one pass over all requests then makes the frame."""
 
     def __init__(self, info: EngineInfo, trt: TensorRt) -> None:
         self._info = info
@@ -36,7 +36,8 @@ class TrtllmEngine:
         self._loop = asyncio.get_running_loop()
         self._requests: dict[Stream, tuple[Request, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._dirty: list[Request] = []
+        self._running: dict[Request, None] = {}
+        self._has_news = False
         self._step = 0
         self._tokens = 0
         self._meter = TokenMeter()
@@ -61,6 +62,7 @@ class TrtllmEngine:
             return
         request = Request(streams, submission, generation, self._info.eos_token_ids)
         self._requests.update((stream, (request, index)) for index, stream in enumerate(streams))
+        self._running[request] = None
         task = self._loop.create_task(self._follow(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -71,7 +73,7 @@ class TrtllmEngine:
             return
         request, index = known
         if request.open == {index}:
-            request.generation.abort()  # its end is told when the engine tells it
+            request.abort()
         else:
             # The engine stops all answers to a prompt or none.
             request.open.discard(index)
@@ -96,42 +98,56 @@ class TrtllmEngine:
 
     async def stop(self, timeout: float) -> None:
         """Abort what runs, and give the engine `timeout` seconds to confirm it."""
-        for request in {id(request): request for request, _ in self._requests.values()}.values():
-            request.generation.abort()
+        for request in self._running:
+            request.abort()
         if self._tasks:
             await asyncio.wait([*self._tasks], timeout=timeout)
 
     async def _follow(self, request: Request) -> None:
-        def note() -> None:
-            if not request.is_dirty:
-                request.is_dirty = True
-                if not self._dirty:
-                    self._loop.call_soon(self._flush)
-                self._dirty.append(request)
-
         try:
-            await request.generation.follow(note)
+            await request.generation.follow(self._note)
         except Exception as error:  # whatever the engine raises, the client must hear of it
             request.fault = self._trt.fault(error)
             log.warning("%r failed: %s", request.streams[0], request.fault)
         request.is_over = True
-        note()
+        self._note()
+
+    def _note(self) -> None:
+        if not self._has_news:
+            self._has_news = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """One frame's worth: what all requests have got since the last time, which is a step of the engine's."""
-        dirty, self._dirty = self._dirty, []
+        self._has_news = False
         outputs: list[Output] = []
         logprobs: dict[Stream, Logprobs] = {}
-        for request in dirty:
-            request.is_dirty = False
-            request.tell(outputs, logprobs)
-        for stream, token_ids, finish in outputs:
-            self._tokens += len(token_ids)
-            if finish is not None:
-                del self._requests[stream]
+        others: list[Request] = []
+        for request in self._running:
+            if request.plain is None or request.is_over:
+                others.append(request)
+                continue
+            # What follows is most of what a token costs here.
+            so_far, counts = request.plain.token_ids, request.counts
+            count = counts[0]
+            if len(so_far) > count:
+                counts[0] = len(so_far)
+                outputs.append((request.streams[0], so_far[count:], None))
+        for request in others:
+            self._tell(request, outputs, logprobs)
+        self._tokens += sum([len(token_ids) for _, token_ids, _ in outputs])
         self._meter.note(self._tokens)
         self._step += 1
         self._emit(outputs, logprobs)
+
+    def _tell(self, request: Request, outputs: "list[Output]", logprobs: "dict[Stream, Logprobs]") -> None:
+        """Several answers, logprobs, the first tokens of a decode, and every end."""
+        before = request.open.copy()
+        request.tell(outputs, logprobs)
+        for index in before - request.open:
+            del self._requests[request.streams[index]]
+        if request.is_over:
+            del self._running[request]
 
     def _emit(self, outputs: "Sequence[Output]", logprobs: "Mapping[Stream, Logprobs] | None" = None) -> None:
         if self._server is not None:

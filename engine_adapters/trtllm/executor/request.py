@@ -17,9 +17,24 @@ GOES_ON = ("length", "not_finished")
 
 
 class Request:
-    """`open` holds the answers whose end has not been told, `is_over` says that the engine has told all."""
+    """`open` holds the answers whose end has not been told, `is_over` says that the engine has told all.
 
-    __slots__ = ("_counts", "_stops", "fault", "generation", "is_dirty", "is_over", "open", "streams", "submission")
+    `plain` is the engine's answer where there is only one, and its next tokens are all there is to tell before its end.
+    """
+
+    __slots__ = (
+        "_only",
+        "_stops",
+        "counts",
+        "fault",
+        "generation",
+        "is_aborted",
+        "is_over",
+        "open",
+        "plain",
+        "streams",
+        "submission",
+    )
 
     def __init__(
         self, streams: "Sequence[Stream]", submission: Submission, generation: Generation, eos: "Sequence[int]"
@@ -28,25 +43,31 @@ class Request:
         self.submission = submission
         self.generation = generation
         self.open = set(range(len(streams)))
-        self.is_dirty = False
+        self.is_aborted = False
         self.is_over = False
         self.fault: RequestFault | None = None
-        self._counts = [0] * len(streams)
+        self.counts = [0] * len(streams)
+        self._only = generation.outputs[0] if len(streams) == 1 and submission.logprobs is None else None
+        self.plain = None if generation.first_tokens else self._only
         self._stops = frozenset(array("I", submission.stop_token_ids))
         if not submission.ignore_eos:
             self._stops |= frozenset(eos)
 
+    def abort(self) -> None:
+        """Its end is told when the engine tells it."""
+        self.is_aborted = True
+        self.generation.abort()
+
     def tell(self, outputs: "list[Output]", logprobs: "dict[Stream, Logprobs]") -> None:
         """Add what is new since the last time."""
-        answers = self.generation.outputs
         for index in [*self.open]:
-            stream = self.streams[index]
-            so_far: Sequence[int] = answers[index].token_ids
-            count = self._counts[index]
+            stream, so_far = self.streams[index], self.generation.outputs[index].token_ids
+            count = self.counts[index]
             if self.generation.first_tokens and not count:
                 count = self._handed_over(so_far)
+                self.plain = self._only if count else None
             token_ids = so_far[count:]
-            self._counts[index] = count + len(token_ids)
+            self.counts[index] = count + len(token_ids)
             finish = None
             if self.is_over or len(self.streams) > 1:
                 token_ids, finish = self._end(index, token_ids)
@@ -71,7 +92,7 @@ class Request:
         stop = self._stop_in(index, token_ids)
         if stop is not None:
             if is_split(self.submission):
-                self.generation.abort()  # it does not see that nobody will come for what it has read
+                self.abort()  # it does not see that nobody will come for what it has read
             finish = self._finish(index, FinishReason.STOP, token_ids[stop])
             return token_ids[:stop], finish
         return token_ids, self._told_end(index) if self.is_over else None
@@ -79,7 +100,7 @@ class Request:
     def _stop_in(self, index: int, token_ids: "Sequence[int]") -> "int | None":
         if self._stops.isdisjoint(token_ids):
             return None
-        before = self._counts[index] - len(token_ids)
+        before = self.counts[index] - len(token_ids)
         for place, token_id in enumerate(token_ids):
             if token_id in self._stops and before + place >= self.submission.min_tokens:
                 return place
@@ -94,8 +115,8 @@ class Request:
             return self._hand_over(index)
         if reason is None and len(self.streams) > 1:
             # Only the last of several answers to end is told of.
-            reason = "length" if self._counts[index] >= self.submission.max_tokens else "stop"
-        if reason not in REASONS:
+            reason = "length" if self.counts[index] >= self.submission.max_tokens else "stop"
+        if reason not in REASONS or (reason == "cancelled" and not self.is_aborted):
             text = "the engine's time limit for the request" if reason == "timeout" else f"the engine says {reason!r}"
             return self._failure(RequestFault(text, False, True))
         return self._finish(index, REASONS[reason], stop if isinstance(stop, int) else None)
@@ -111,7 +132,7 @@ class Request:
             matched_stop=stop,
             prompt_tokens=len(submission.token_ids) // 4,
             cached_tokens=self.generation.cached_tokens,
-            completion_tokens=self._counts[index] + (stop is not None and not is_kept),
+            completion_tokens=self.counts[index] + (stop is not None and not is_kept),
             prompt_logprobs=prompt_logprobs,
             handoff=handoff,
         )
@@ -119,7 +140,7 @@ class Request:
     def _stop_is_kept(self, index: int, stop: "int | None") -> bool:
         """Whether a matched stop token is among the engine's own, and so has been counted."""
         token_ids = self.generation.outputs[index].token_ids
-        return stop is not None and bool(token_ids) and stop in token_ids[self._counts[index] - 1 :]
+        return stop is not None and bool(token_ids) and stop in token_ids[self.counts[index] - 1 :]
 
     def _hand_over(self, index: int) -> Finish:
         try:

@@ -13,7 +13,6 @@ TRTLLM_SERVICE_HEALTH_CHECK: Final = "/trtllm.TrtllmService/HealthCheck"
 TRTLLM_SERVICE_ABORT: Final = "/trtllm.TrtllmService/Abort"
 TRTLLM_SERVICE_GET_MODEL_INFO: Final = "/trtllm.TrtllmService/GetModelInfo"
 TRTLLM_SERVICE_GET_SERVER_INFO: Final = "/trtllm.TrtllmService/GetServerInfo"
-TRTLLM_SERVICE_SUBSCRIBE_KV_EVENTS: Final = "/trtllm.TrtllmService/SubscribeKvEvents"
 
 # GuideType
 GUIDE_TYPE_UNSPECIFIED: Final = 0
@@ -242,65 +241,6 @@ class GetServerInfoResponse:
     world_size: int = 0
 
 
-@dataclass(slots=True)
-class SubscribeKvEventsRequest:
-    LAYOUT: ClassVar[Layout]
-
-    start_sequence_number: int = 0  # 0: from now on
-
-
-@dataclass(slots=True)
-class KvEventBatch:
-    LAYOUT: ClassVar[Layout]
-
-    sequence_number: int = 0
-    timestamp: float = 0.0
-    events: list[KvCacheEvent] = field(default_factory=list)
-    dp_rank: int | None = None
-
-
-@dataclass(slots=True)
-class KvCacheEvent:
-    LAYOUT: ClassVar[Layout]
-
-    event_id: int = 0
-    stored: KvBlocksStored | None = None
-    removed: KvBlocksRemoved | None = None
-    cleared: KvCacheCleared | None = None
-
-
-@dataclass(slots=True)
-class KvBlocksStored:
-    LAYOUT: ClassVar[Layout]
-
-    blocks: list[KvBlock] = field(default_factory=list)
-    parent_block_hash: int | None = None
-
-
-@dataclass(slots=True)
-class KvBlock:
-    LAYOUT: ClassVar[Layout]
-
-    block_hash: int = 0
-    token_ids: Sequence[int] = field(default_factory=list)
-    block_size: int = 0
-    lora_id: int | None = None
-    cache_level: int | None = None
-
-
-@dataclass(slots=True)
-class KvBlocksRemoved:
-    LAYOUT: ClassVar[Layout]
-
-    block_hashes: Sequence[int] = field(default_factory=list)
-    cache_level: int | None = None
-
-
-@dataclass(slots=True)
-class KvCacheCleared:
-    LAYOUT: ClassVar[Layout]
-
-
 GenerateRequest.LAYOUT = Layout(
     singular(1, "request_id", "string"),
     singular(2, "tokenized", TokenizedInput),
@@ -441,41 +381,3 @@ GetServerInfoResponse.LAYOUT = Layout(
     singular(5, "context_parallel_size", "int32"),
     singular(6, "world_size", "int32"),
 )
-
-SubscribeKvEventsRequest.LAYOUT = Layout(
-    singular(1, "start_sequence_number", "uint64"),
-)
-
-KvEventBatch.LAYOUT = Layout(
-    singular(1, "sequence_number", "uint64"),
-    singular(2, "timestamp", "double"),
-    repeated(3, "events", KvCacheEvent),
-    optional(4, "dp_rank", "int32"),
-)
-
-KvCacheEvent.LAYOUT = Layout(
-    singular(1, "event_id", "uint64"),
-    one_of(2, "stored", KvBlocksStored, "removed", "cleared"),
-    one_of(3, "removed", KvBlocksRemoved, "stored", "cleared"),
-    one_of(4, "cleared", KvCacheCleared, "stored", "removed"),
-)
-
-KvBlocksStored.LAYOUT = Layout(
-    repeated(1, "blocks", KvBlock),
-    optional(2, "parent_block_hash", "int64"),
-)
-
-KvBlock.LAYOUT = Layout(
-    singular(1, "block_hash", "int64"),
-    repeated(2, "token_ids", "uint32"),
-    singular(3, "block_size", "int32"),
-    optional(4, "lora_id", "int64"),
-    optional(5, "cache_level", "int32"),
-)
-
-KvBlocksRemoved.LAYOUT = Layout(
-    repeated(1, "block_hashes", "int64"),
-    optional(2, "cache_level", "int32"),
-)
-
-KvCacheCleared.LAYOUT = Layout()

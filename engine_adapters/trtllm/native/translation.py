@@ -1,6 +1,5 @@
 """The border's values as messages of trtllm.TrtllmService, and back."""
 
-import re
 from array import array
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from engine_adapters.base import (
     Sampling,
     Submission,
 )
+from engine_adapters.trtllm.calls import is_clients_fault
 from engine_adapters.trtllm.native import messages
 
 ENGINE = "tensorrt-llm"
@@ -84,7 +84,7 @@ def check(submission: Submission, info: EngineInfo) -> None:
     largest = max((token_id for token_id, _ in submission.sampling.logit_bias), default=-1)
     if largest >= info.vocab_size > 0:
         raise ValueError(
-            f"logit_bias names token id {largest}, and this engine biases only the first {info.vocab_size}"
+            f"logit_bias names token id {largest}, but this engine biases only those below {info.vocab_size}"
         )
 
 
@@ -192,24 +192,9 @@ def _best(entry: messages.TokenLogprob, count: int) -> "tuple[tuple[int, float],
 
 # --- ends -----------------------------------------------------------------------------------------------------------
 
-OF_THE_REQUEST = frozenset({"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "UNIMPLEMENTED"})
-"""Statuses that another worker would answer too."""
-FAULTS_OF_THE_REQUEST = re.compile(
-    r"should not exceed|max_seq_len|max_num_tokens|max_tokens must be|larger than max|identify image file",
-    re.IGNORECASE,
-)
-"""What the server says of a bad request under a status that blames the engine."""
-
-
-def finish_of_status(code: str, details: str) -> Finish:
-    """The end of a call that has the gRPC status `code`, by its name."""
-    if code in OF_THE_REQUEST or FAULTS_OF_THE_REQUEST.search(details):
-        return Finish(FinishReason.REJECTED, error=details)
-    return Finish(FinishReason.ERROR, error=f"the engine ended the call with {code}: {details}", retryable=True)
-
 
 def finish_of_error(error: messages.GenerateError) -> Finish:
     """The end that servers before 1.3.0rc8 send as a message of its own."""
-    if 400 <= error.code < 500 or FAULTS_OF_THE_REQUEST.search(error.message):
+    if 400 <= error.code < 500 or is_clients_fault(error.message):
         return Finish(FinishReason.REJECTED, error=error.message)
     return Finish(FinishReason.ERROR, error=f"{error.type or 'error'}: {error.message}", retryable=True)

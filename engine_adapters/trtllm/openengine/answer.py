@@ -52,8 +52,8 @@ class AnswerReader:
             self._note_prompt(response.prompt.tokens)
         return NOTHING
 
-    def end(self) -> Finish:
-        return Finish(FinishReason.ERROR, error="the engine closed the call before the answer's end", retryable=True)
+    def end(self) -> Sequence[News]:
+        return NOTHING
 
     def _tokens(self, tokens: list[TokenInfo]) -> Sequence[News]:
         while self._repeated and tokens:

@@ -10,19 +10,19 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Generic
+from typing import Generic, TypeVar
 
-import grpc
-import grpc.aio
-
-from engine_adapters import codec
+from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
-from engine_adapters.trtllm.calls import CALL_SECONDS, CHANNEL_OPTIONS, Answer, Calls, ask, describe
+from engine_adapters.http2 import CallFailed
+from engine_adapters.trtllm.calls import Calls, is_set_within
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.answer import AnswerReader
 from engine_adapters.trtllm.openengine.kv_events import KvSubscription, OnKvEvents
 from engine_adapters.trtllm.openengine.translation import SCHEMA_REVISION, Served
 
+CALL_SECONDS = 5.0
+"""For an answer to a question, or a connection."""
 BEAT_SECONDS = 1.0
 """Between two questions about health and load."""
 SILENCE_SECONDS = 10.0
@@ -30,6 +30,7 @@ SILENCE_SECONDS = 10.0
 WELL = (messages.HEALTH_STATE_READY, messages.HEALTH_STATE_DEGRADED)
 SEEDS = 1 << 63
 REMEDY = "TensorRT-LLM does with --grpc --grpc-protocol openengine, and without that it is a worker trtllm://"
+Answer = TypeVar("Answer", bound=codec.Message)
 log = logging.getLogger(__name__)
 
 
@@ -45,10 +46,10 @@ class OpenEngineClient(Generic[Key]):
         self, address: str, count_fault: Callable[[str], None], on_kv_events: "OnKvEvents | None" = None
     ) -> None:
         self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._calls: Calls[Key] = Calls(self._channel, messages.INFERENCE_GENERATE, self._stop, count_fault)
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
+        self._connection: http2.Connection | None = None
+        self._calls: Calls[Key] = Calls(messages.INFERENCE_GENERATE, self._stop, count_fault)
         self._kv_subscription: KvSubscription | None = None
         self._served = Served("")
         self._info: EngineInfo | None = None
@@ -72,14 +73,16 @@ class OpenEngineClient(Generic[Key]):
 
     async def connect(self) -> EngineInfo:
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), CALL_SECONDS)
+            self._connection = await asyncio.wait_for(http2.connect(self._address), CALL_SECONDS)
+        except (OSError, asyncio.TimeoutError) as error:
+            raise EngineLost(f"{self._address} cannot be reached: {error or 'no connection in time'}") from error
+        self._calls.connection = self._connection
+        try:
             return await self._learn()
-        except asyncio.TimeoutError:
-            raise EngineLost(f"{self._address} cannot be reached") from None
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        except CallFailed as error:
+            if error.code == "UNIMPLEMENTED":
                 raise EngineLost(f"{self._address} does not speak OpenEngine; {REMEDY}") from error
-            raise EngineLost(f"{self._address} does not answer: {describe(error)}") from error
+            raise EngineLost(f"{self._address} does not answer: {error}") from error
 
     async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
         self._calls.deliver = deliver
@@ -89,7 +92,7 @@ class OpenEngineClient(Generic[Key]):
         try:
             await asyncio.gather(*work)
         finally:
-            self._calls.stop_delivering()
+            self._calls.close()
             for task in work:
                 task.cancel()
 
@@ -108,10 +111,13 @@ class OpenEngineClient(Generic[Key]):
         self._calls.abort(key)
 
     async def close(self) -> None:
-        if self._kv_subscription is not None:
-            self._kv_subscription.close()
-        await self._calls.close()
-        await self._channel.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    @property
+    def _wire(self) -> http2.Connection:
+        assert self._connection is not None, "connect comes first"
+        return self._connection
 
     def _start(self, key: Key, submission: Submission, seed: "int | None") -> None:
         """Send one request; raises ValueError when the engine could not serve it."""
@@ -137,7 +143,7 @@ class OpenEngineClient(Generic[Key]):
     async def _learn(self) -> EngineInfo:
         if self._on_kv_events is not None:
             # Begun first, so that a refusal is here when the questions have been answered.
-            self._kv_subscription = KvSubscription(self._channel, self._count_fault, self._on_kv_events)
+            self._kv_subscription = KvSubscription(self._wire, self._count_fault, self._on_kv_events)
         await self._check_health()
         server = await self._ask(messages.CONTROL_GET_SERVER_INFO, messages.GetServerInfoRequest(), messages.ServerInfo)
         if server.minimum_client_revision > SCHEMA_REVISION:
@@ -162,11 +168,9 @@ class OpenEngineClient(Generic[Key]):
 
     async def _beat(self) -> None:
         """Ask again and again how the engine is; raises EngineLost."""
-        failed = self._calls.connection_failed
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(failed.wait(), BEAT_SECONDS)
-            failed.clear()
+            await is_set_within(self._calls.is_doubtful, BEAT_SECONDS)
+            self._calls.is_doubtful.clear()
             await self._check_health()
             await self._check_load()
             await self._check_loras()
@@ -176,10 +180,10 @@ class OpenEngineClient(Generic[Key]):
     async def _check_health(self) -> None:
         try:
             health = await self._ask_if_any(messages.CONTROL_HEALTH, messages.HealthRequest(), messages.HealthResponse)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        except CallFailed as error:
+            if error.code == "DEADLINE_EXCEEDED":
                 return  # silence has its own limit
-            raise EngineLost(f"{self._address} does not answer: {describe(error)}") from error
+            raise EngineLost(f"{self._address} does not answer: {error}") from error
         if health is not None and health.state not in WELL:
             complaints = [each.message for each in health.checks if each.state not in WELL]
             raise EngineLost(f"{self._address} is not ready: {', '.join(complaints) or f'state {health.state}'}")
@@ -189,7 +193,7 @@ class OpenEngineClient(Generic[Key]):
         speed = self._tokens_per_second()
         assert self._info is not None, "connect comes first"
         load = None
-        with contextlib.suppress(grpc.aio.AioRpcError):  # it may have no sample just now
+        with contextlib.suppress(CallFailed):  # it may have no sample just now
             load = await self._ask_if_any(messages.CONTROL_GET_LOAD, question, messages.LoadInfo)
         if load is None:
             self._load = Load(running=len(self._calls), tokens_per_second=speed)
@@ -199,7 +203,7 @@ class OpenEngineClient(Generic[Key]):
     async def _check_loras(self) -> None:
         if self._info is None or "lora" not in self._info.features:
             return
-        with contextlib.suppress(grpc.aio.AioRpcError):  # what was known stays
+        with contextlib.suppress(CallFailed):  # what was known stays
             question, answer = messages.ListLorasRequest(), messages.ListLorasResponse
             loras = await self._ask_if_any(messages.CONTROL_LIST_LORAS, question, answer)
             self._loras = None if loras is None else frozenset(each.lora_name for each in loras.adapters)
@@ -211,7 +215,7 @@ class OpenEngineClient(Generic[Key]):
 
     async def _stop(self, request_id: str) -> bool:
         question = messages.AbortRequest(request_id)
-        with contextlib.suppress(grpc.aio.AioRpcError, EngineLost):  # the call is cancelled all the same
+        with contextlib.suppress(EngineLost):  # what was said makes no sense; the call is cancelled all the same
             aborted = await self._ask_if_any(messages.CONTROL_ABORT, question, messages.AbortResponse)
             return aborted is not None and aborted.status == messages.ABORT_STATUS_ABORTED
         return False
@@ -222,16 +226,16 @@ class OpenEngineClient(Generic[Key]):
             return None
         try:
             return await self._ask(method, question, answer)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+        except CallFailed as error:
+            if error.code != "UNIMPLEMENTED":
                 raise
             self._unimplemented.add(method)
-            log.info("%s does without %s: %s", self._address, method.rpartition("/")[2], error.details())
+            log.info("%s does without %s: %s", self._address, method.rpartition("/")[2], error.details)
             return None
 
     async def _ask(self, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
         try:
-            result = await ask(self._channel, method, question, answer)
+            result = codec.decode(answer, await self._wire.ask(method, codec.encode(question), CALL_SECONDS))
         except codec.DecodeError as error:
             self._count_fault("malformed_frame")
             raise EngineLost(f"{self._address} answers what is not OpenEngine: {error}") from error

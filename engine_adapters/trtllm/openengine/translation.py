@@ -24,7 +24,7 @@ from engine_adapters.base import (
     RankLoad,
     Submission,
 )
-from engine_adapters.trtllm.calls import Metadata
+from engine_adapters.http2 import Metadata
 from engine_adapters.trtllm.openengine import messages
 
 SCHEMA_REVISION = 1

@@ -43,6 +43,10 @@ class SamplingParams:
     use_beam_search: bool = False
     top_k: int | None = None
     top_p: float | None = None
+    top_p_min: float | None = None
+    top_p_reset_ids: int | None = None
+    top_p_decay: float | None = None
+    no_repeat_ngram_size: int | None = None
     seed: int | None = None
     temperature: float | None = None
     min_tokens: int | None = None
