@@ -26,8 +26,8 @@ from engine_adapters.trtllm.native import client as native_client
 from engine_adapters.trtllm.native.client import NativeClient
 from engine_adapters.trtllm.native.translation import UNKNOWN_LOGPROB
 from tests.attach import u32
+from tests.native_servicer import Servicer
 from tests.processes import PATIENCE
-from tests.trtllm import Servicer
 
 EOS = 2
 LIMIT = 1000

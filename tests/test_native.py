@@ -12,8 +12,8 @@ import pytest
 
 from tests import chat
 from tests.demo_model import END_OF_TEXT, END_OF_TURN, FOLDER, VOCAB_SIZE, ids_of
+from tests.native_servicer import Servicer
 from tests.processes import Gateway, Simulator, eventually, wait_until_idle
-from tests.trtllm import Servicer
 
 PATH = "/v1/chat/completions"
 DEFAULTS = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05}
