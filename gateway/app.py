@@ -91,7 +91,9 @@ class App:
         """Runs once on each loop, and makes what that loop owns."""
         tables = {model.name: model.tokenizer.table.copy() for model in self._gateway.models.values()}
         tables |= {adapter.name: tables[adapter.parent] for adapter in self._gateway.adapters.values()}
-        loop = HttpLoop(self._gateway.registry.cells(), tables, self._gateway.config.request_seconds)
+        formats = {model.name: model.formats.copy() for model in self._gateway.models.values()}
+        formats |= {adapter.name: formats[adapter.parent] for adapter in self._gateway.adapters.values()}
+        loop = HttpLoop(self._gateway.registry.cells(), tables, formats, self._gateway.config.request_seconds)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 

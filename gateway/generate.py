@@ -86,7 +86,7 @@ async def generate(
         model, request, prompt, constraint_for(model, request, prompt, infos_of(gateway, model))
     )
     decoders = [
-        AnswerDecoder(index, loop.tables[model.name], request.output, reader_for(model, request, prompt))
+        AnswerDecoder(index, loop.tables[model.name], request.output, reader_for(loop, model, request, prompt))
         for index in range(request.n)
     ]
     try:
@@ -187,11 +187,11 @@ def infos_of(gateway: Gateway, model: Model) -> list[EngineInfo]:
     return [state.info for state in states if state.model == model.served_by and state.info is not None]
 
 
-def reader_for(model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
+def reader_for(loop: HttpLoop, model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
     """What finds reasoning and calls in one answer; None where there is nothing to find."""
     if request.reading is None:
         return None
-    parser = model.formats.parser(request.reading, prompt.opens_reasoning is not None)
+    parser = loop.formats[model.name].parser(request.reading, prompt.opens_reasoning is not None)
     if parser is None:
         return None
     return AnswerReader(parser, model.reasoning_end_ids, request.reading.streams_reasoning)

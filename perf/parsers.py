@@ -5,12 +5,12 @@ time.
 """
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 
-from engine_adapters.base import Finish, FinishReason
 from gateway.api.body import Fields
 from gateway.api.conversation import read_conversation
 from gateway.api.tools import ToolUse, forced_calls, read_tool_use
@@ -76,18 +76,22 @@ def main(_: Sequence[str] = ()) -> None:
     say("\nAn argument of one text, in chunks of 4 characters and whole")
     for size in SIZES:
         say(f"{size:>10,} characters  {seconds_for(size, 4):6.2f} s  {seconds_for(size, size):6.2f} s")
-    say(f"\nTwo threads read {scaling(model):.2f} times what one does")
+    for case in (CASES[0], CASES[2]):
+        say(f"\nTwo threads read {scaling(model, Case(*case[1:])):.2f} times what one does: {case[0]}")
     say(f"\n8 tools, their strict schemas warm: {tool_microseconds(model):.0f} µs more to lower a request")
 
 
 def decoder_for(model: Model, family: str | None, opens: bool, stops: tuple[str, ...]) -> AnswerDecoder:
     reader = None
     if family is not None:
-        formats = Formats(Choice(named_reasoning("qwen3"), ""), Choice(named_calls(family), ""))
-        parser = formats.parser(READING, opens)
+        parser = formats_of(family).parser(READING, opens)
         assert parser is not None
         reader = AnswerReader(parser, frozenset())
     return AnswerDecoder(0, model.tokenizer.table, OutputOptions(stop=stops), reader)
+
+
+def formats_of(family: str | None) -> Formats:
+    return Formats(Choice(named_reasoning("qwen3"), ""), Choice(named_calls(family or "none"), ""))
 
 
 def ids(model: Model, text: str) -> list[int]:
@@ -123,31 +127,44 @@ def seconds_for(size: int, chunk: int) -> float:
     return time.thread_time() - started
 
 
-def scaling(model: Model) -> float:
-    """Answers read in a second by two threads, each with a table of its own as loops have, over those by one."""
-    deltas = [[token_id] for token_id in ids(model, PROSE * 200)]
+def scaling(model: Model, case: Case) -> float:
+    """How many times the answers of one thread two threads read, by the CPU time of the slower one.
 
-    def work() -> None:
-        for _ in range(20):
-            decoder = decoder_for(model, "hermes", False, ())
-            read(decoder, deltas)
-            decoder.event([], Finish(FinishReason.STOP), None)
-
+    Each has tables, formats and ids of its own, as HTTP loops have.
+    """
     ratios = []
-    for _ in range(5):
-        alone = wall([work])
-        ratios.append(2 * alone / wall([work, work]))
-    return max(ratios)
+    for _ in range(RUNS):
+        alone = max(thread_seconds([Share(model, case)]))
+        together = max(thread_seconds([Share(model, case), Share(model, case)]))
+        ratios.append(2 * alone / together)
+    return median(ratios)
 
 
-def wall(jobs: Sequence[Callable[[], None]]) -> float:
-    threads = [threading.Thread(target=job) for job in jobs]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - started
+class Share:
+    """A thread's share."""
+
+    def __init__(self, model: Model, case: Case) -> None:
+        self._case = case
+        self._table = model.tokenizer.table.copy()
+        self._formats = formats_of(case.family)
+        self._opening = ids(model, case.opening or "Well, ")
+        self._deltas = [[token_id] for token_id in ids(model, case.text * (TOKENS // 10))[:TOKENS]]
+
+    def run(self) -> float:
+        """CPU seconds."""
+        started = time.thread_time()
+        for _ in range(20):
+            parser = self._formats.parser(READING, self._case.opens)
+            assert parser is not None
+            decoder = AnswerDecoder(0, self._table, OutputOptions(), AnswerReader(parser, frozenset()))
+            decoder.event(self._opening, None, None)
+            read(decoder, self._deltas)
+        return time.thread_time() - started
+
+
+def thread_seconds(shares: Sequence[Share]) -> list[float]:
+    with ThreadPoolExecutor(len(shares)) as threads:
+        return [job.result() for job in [threads.submit(share.run) for share in shares]]
 
 
 def tool_microseconds(model: Model) -> float:
