@@ -75,3 +75,14 @@ def test_the_models_tell_how_they_are_read(thinker: tuple[FakeExecutor, Gateway]
 
     assert model["reasoning_parser"] == {"name": "qwen3", "why": "--reasoning-parser"}
     assert model["tool_parser"]["name"] == "hermes" and "<tool_call>" in model["tool_parser"]["why"]
+
+
+def test_tools_for_a_model_of_unknown_format_are_warned_of_once(background: ThreadPoolExecutor) -> None:
+    with FakeExecutor(info=demo_info(features=sorted(FEATURES))) as executor:
+        with Gateway("--tool-parser", "none", workers=[executor.url]) as gateway:
+            conversation = Conversation(executor, gateway.wait_until_ready(), background)
+            for _ in range(2):
+                assert conversation.ask("Hi.", tools=[WEATHER])["message"]["content"] == "Hi."
+            (line,) = gateway.lines("no known format", "stderr")
+
+    assert "--tool-parser" in line

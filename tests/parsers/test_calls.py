@@ -137,3 +137,75 @@ def test_values_between_tags_have_the_types_of_the_schema(
     assert whole == Answer(calls=[("f", arguments)])
     assert read(format_of(family), text, tools) == whole
     assert read(format_of(family), cut(text, places), tools) == whole
+
+
+INVOKE = '<｜DSML｜tool_calls><｜DSML｜invoke name="f">%s</｜DSML｜invoke></｜DSML｜tool_calls>'
+PARAMETER = '<｜DSML｜parameter name="%s" string="%s">%s</｜DSML｜parameter>'
+WRAPPED = [
+    ('{"k": "v"}', {"k": "v"}),
+    ('\n{"arguments": {"k": "v"}}\n', {"k": "v"}),
+    ('{"input": {"k": "v"}}', {"k": "v"}),
+    ('{"input": 5}', {"input": 5}),
+    (PARAMETER % ("arguments", "false", '{"k": "v"}'), {"k": "v"}),
+    (PARAMETER % ("input", "true", "text"), {"input": "text"}),
+    (PARAMETER % ("input", "false", "{}") + PARAMETER % ("k", "true", "v"), {"input": {}, "k": "v"}),
+]
+
+
+@pytest.mark.parametrize(("body", "meaning"), WRAPPED)
+def test_arguments_in_a_wrapper_of_no_meaning_are_taken_out(body: str, meaning: dict[str, Any]) -> None:
+    tools = Tools({"f": {"properties": {"k": {"type": "string"}}}})
+
+    for pieces in ([INVOKE % body], INVOKE % body):
+        assert read(format_of("deepseek_v32"), pieces, tools) == Answer(calls=[("f", meaning)])
+
+
+def test_a_wrapper_that_the_tool_declares_stays() -> None:
+    tools = Tools({"f": {"properties": {"input": {"type": "object"}}}})
+
+    for body in ('{"input": {"k": "v"}}', PARAMETER % ("input", "false", '{"k": "v"}')):
+        assert read(format_of("deepseek_v32"), INVOKE % body, tools) == Answer(calls=[("f", {"input": {"k": "v"}})])
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("qwen3_coder", "<tool_call>\n<function=f>\n<parameter=k>\nv\n<parameter=l>\nw\n</function>\n</tool_call>"),
+        ("qwen3_coder", "<tool_call><function=f><parameter=k>v</parameter><parameter=l>w</parameter></tool_call>"),
+        ("qwen3_coder", '<function=f>{"k": "v", "l": "w"}</function>'),
+        (
+            "minimax_m2",
+            "<minimax:tool_call><invoke name='f'><parameter name=k>v</parameter>"
+            "<parameter name = 'l'>w</parameter></invoke></minimax:tool_call>".replace("name = ", "name="),
+        ),
+        (
+            "kimi_k3",
+            '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|><|open|>json type="object"<|sep|>'
+            '{"k": "v", "l": "w"}<|close|>json<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        ),
+        ("deepseek_v31", '<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"k": "v", "l": "w"}'),
+        ("kimi_k2", '<|tool_call_begin|>f<|tool_call_argument_begin|>{"k": "v", "l": "w"}'),
+        ("llama3", '{"type": "function", "function": {"name": "f", "parameters": {"k": "v", "l": "w"}}}'),
+        ("hermes", '<tool_call>{"arguments": {"k": "v", "l": "w"}, "name": "f"'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"k": "v", "l": "w"}</tool_call>'),
+        ("mistral", '[TOOL_CALLS]f{"k": "v", "l": "w"}'),
+        ("pythonic", "[f(k='''v''', l=\"\\x77\",)]"),
+        ("gemma4", '<|tool_call>call:f{<|"|>k<|"|>:"v", l: w}<tool_call|>'),
+    ],
+)
+def test_what_models_also_write_is_read(family: str, text: str) -> None:
+    for pieces in ([text], text):
+        assert read(format_of(family), pieces) == Answer(calls=[("f", {"k": "v", "l": "w"})])
+
+
+def test_ids_are_what_the_families_clients_expect() -> None:
+    def ids(family: str, text: str, first_call: int = 0) -> list[str]:
+        return read(format_of(family), [text], Tools(None, first_call)).ids
+
+    kimi = "<|tool_call_begin|>%s<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    assert ids("kimi_k2", kimi % "functions.f:7") == ["functions.f:7"]
+    assert ids("kimi_k2", kimi % "f" + kimi % "f", 3) == ["functions.f:3", "functions.f:4"]
+    (mistral,) = ids("mistral", "[TOOL_CALLS]f[ARGS]{}")
+    assert len(mistral) == 9 and mistral.isalnum()
+    (other,) = ids("hermes", '<tool_call>{"name": "f"}</tool_call>')
+    assert other.startswith("call_") and len(other) == len("call_") + 24
