@@ -114,7 +114,7 @@ class Plan:
                 yield from self.calls.read(reader, marker)
             reader.close()
         except Malformed as error:
-            reader.fail(str(error))
+            reader.fail(str(error), is_common=marker[-1:] in self._bare)
 
 
 def _skip(reader: Reader, text: str) -> Step[None]:

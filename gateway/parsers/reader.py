@@ -279,12 +279,13 @@ class Reader:
         else:
             self._gap = raw[len(raw.rstrip()) :]
 
-    def fail(self, why: str) -> None:
-        """What was opened is no call up to here, or not a whole one."""
+    def fail(self, why: str, is_common: bool = False) -> None:
+        """What was opened is no call up to here, or not a whole one; `is_common`: what opened it need not be markup."""
         call, self._open_call = self._open_call, None
         raw = self._take_raw()
         if call is None or call < 0:
-            self._fault(why, raw)
+            if not is_common:
+                self._fault(why, raw)
             self.say(raw)
             return
         self._flush_parts()

@@ -95,6 +95,14 @@ def debug_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
 
 
+def test_brackets_that_begin_no_call_are_no_fault() -> None:
+    for family in ("pythonic", "llama3"):
+        parser = format_of(family).parser()
+        parser.feed("[1], [text](url) and [Note]\n{1: 2}\n[")
+        parser.flush()
+        assert parser.faults == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     ['{"a": 1,}', "{'a': 1}", "{a: 1}", '{"a" 1}', '{"a": 01}', '{"a": NaN}', '{"a": "\\x"}', "[1]", '"text"', "3"],
