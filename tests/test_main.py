@@ -117,6 +117,7 @@ def test_the_help_names_every_option_and_command() -> None:
     assert all(len(line) <= 120 for line in result.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_a_parser_that_is_not_there_is_refused_with_those_that_are() -> None:
     for option in ("--tool-parser", "--reasoning-parser"):
         result = run(option, "qwen4", "--port", "0")

@@ -60,6 +60,7 @@ def test_reasoning_that_the_prompt_has_closed_is_not_waited_for(thoughts: Conver
     assert submit.constraint is not None and submit.constraint.begins_after == b""
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_wait_says_what_to_do() -> None:
     with FakeExecutor(info=demo_info(features=sorted(FEATURES - {LATE}))) as executor:
         with Gateway("--reasoning-parser", "qwen3", workers=[executor.url]) as gateway:
@@ -77,6 +78,7 @@ def test_the_models_tell_how_they_are_read(thinker: tuple[FakeExecutor, Gateway]
     assert model["tool_parser"]["name"] == "hermes" and "<tool_call>" in model["tool_parser"]["why"]
 
 
+@pytest.mark.slow
 def test_tools_for_a_model_of_unknown_format_are_warned_of_once(background: ThreadPoolExecutor) -> None:
     with FakeExecutor(info=demo_info(features=sorted(FEATURES))) as executor:
         with Gateway("--tool-parser", "none", workers=[executor.url]) as gateway:

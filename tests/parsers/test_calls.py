@@ -67,7 +67,7 @@ def test_every_family_is_tested() -> None:
 
 
 @pytest.mark.parametrize(("family", "form"), CASES)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(calls=CALLS, places=CUTS)
 def test_calls_are_read_as_they_were_meant(family: str, form: Form, calls: list[Call], places: list[int]) -> None:
     calls = readable(calls, form)
@@ -122,7 +122,7 @@ TEXT_ONLY = [case for case in CASES if isinstance(form := case.values[1], Form) 
 
 
 @pytest.mark.parametrize(("family", "form"), TEXT_ONLY)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(arguments=TYPED, places=CUTS)
 def test_values_between_tags_have_the_types_of_the_schema(
     family: str, form: Form, arguments: dict[str, Any], places: list[int]

@@ -35,7 +35,7 @@ def test_an_answer_that_is_cut_off_keeps_the_calls_before_and_loses_nothing(fami
 
 
 @pytest.mark.parametrize(("family", "form"), CASES)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data(), places=PLACES)
 def test_what_is_made_of_the_parts_of_calls_is_text(
     family: str, form: Form, data: st.DataObject, places: list[int]
