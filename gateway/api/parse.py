@@ -34,7 +34,9 @@ class ParseFunctionCall:
         async with scope["state"]["loop"].answering(scope, receive):
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(None, family))
             message = await read(self._gateway, form, text, Tools(schemas or None))
-            await send_json(scope, send, {"remaining_text": message.content, "tool_calls": calls_of(message)})
+            await send_json(
+                scope, send, {"remaining_text": message.content, "tool_calls": calls_of(message), "success": True}
+            )
 
     def _family(self, fields: Fields) -> CallFamily:
         name = parser_name(fields, "tool_call_parser", "tool_parser")
@@ -62,7 +64,9 @@ class ParseReasoning:
         async with scope["state"]["loop"].answering(scope, receive):
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(family, None))
             message = await read(self._gateway, form, text, None, opens)
-            await send_json(scope, send, {"normal_text": message.content, "reasoning_text": message.reasoning})
+            await send_json(
+                scope, send, {"normal_text": message.content, "reasoning_text": message.reasoning, "success": True}
+            )
 
     def _family(self, fields: Fields) -> ReasoningFamily:
         name = parser_name(fields, "reasoning_parser")

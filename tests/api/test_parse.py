@@ -17,7 +17,7 @@ def test_calls_are_read_from_a_text(gateway: Gateway) -> None:
     for body in (request, request | {"tool_call_parser": None, "model": "demo"}):
         answer = gateway.client.post(CALLS, json=body).json()
         (call,) = answer["tool_calls"]
-        assert answer["remaining_text"] == "Well. "
+        assert answer["remaining_text"] == "Well. " and answer["success"] is True
         assert call["function"]["name"] == "get_weather" and "Köln" in call["function"]["arguments"]
 
     answer = gateway.client.post(CALLS, json=request | {"text": CALL.replace("weather", "money") * 300}).json()
@@ -28,7 +28,7 @@ def test_reasoning_is_read_from_a_text(gateway: Gateway) -> None:
     for opens, text in ((False, "<think>Why.</think>Because."), (True, "Why.</think>Because.")):
         body = {"text": text, "reasoning_parser": "qwen3", "prompt_opens_reasoning": opens}
         answer = gateway.client.post(REASONING, json=body).json()
-        assert answer == {"reasoning_text": "Why.", "normal_text": "Because."}
+        assert answer == {"reasoning_text": "Why.", "normal_text": "Because.", "success": True}
 
 
 @pytest.mark.parametrize(
