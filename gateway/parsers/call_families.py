@@ -22,7 +22,7 @@ DEEPSEEK = Named(
     call_ends=("<｜tool▁call▁end｜>",),
     section_ends=("<｜tool▁calls▁end｜>",),
 )
-LLAMA = Sequence(openers=("<|python_tag|>",), bare=("{", "["))
+LLAMA = Sequence(openers=("<|python_tag|>", "<|python_start|>"), closers=("<|python_end|>",), bare=("{", "["))
 COHERE_WRAPPERS = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>")
 KIMI_K3_WRAPPERS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>")
 
@@ -342,7 +342,7 @@ CALL_FAMILIES = (
             closers=("<|python_end|>",),
             bare=("[",),
             bare_behind=("",),
-            items=(PYTHON,),
+            items=(PYTHON, JSON),
         ),
     ),
     CallFamily(

@@ -12,7 +12,7 @@ REASONING_FAMILIES = (
         "gpt-oss",
         signs=("<|channel|>", "<|message|>"),
         model_types=("gpt_oss",),
-        aliases=("gpt_oss", "openai_gptoss"),
+        aliases=("gpt_oss", "gptoss", "openai_gptoss"),
         wrapping=Harmony(),
     ),
     ReasoningFamily(
@@ -97,7 +97,7 @@ REASONING_FAMILIES = (
         "Qwen3 and others that write <think> themselves",
         signs=("<think>",),
         model_types=("qwen3", "qwen3_moe", "qwen2"),
-        aliases=("think", "hunyuan_v3", "mimo", "granite_4"),
+        aliases=("think", "olmo3", "interns1", "hunyuan_v3", "mimo", "granite_4"),
         wrapping=Wrapping(*THINK),
     ),
     ReasoningFamily(

@@ -180,6 +180,7 @@ FORMS: dict[tuple[str, str], Form] = {
         *KIMI_K3, "<|open|>tools<|sep|>", "<|close|>tools<|sep|><|close|>message<|sep|>", ("<|close|>argument<|sep|>",)
     ),
     ("llama3", "alone"): each("", "", "; ", "parameters"),
+    ("llama3", "Llama 4"): each("<|python_start|>", "<|python_end|>", "\n", "parameters"),
     ("llama3", "marked"): each("<|python_tag|>", "", "; ", "parameters"),
     ("llama4_pythonic", "alone"): python("[", "]"),
     ("llama4_pythonic", "marked"): python("<|python_start|>[", "]<|python_end|>"),
