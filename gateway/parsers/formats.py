@@ -56,10 +56,13 @@ class Plan:
         wrapping = self.wrapping or Wrapping((), ())
         ends = [before + end for end in wrapping.ends for before in ("", "\n")]
         object.__setattr__(self, "drops", (*self.drops, *wrapping.drops))
-        object.__setattr__(self, "_in_reasoning", Markers([*ends, *(calls if wrapping.ends_at_call else ())]))
+        bare = getattr(self.calls, "bare", ())
+        # A mere bracket says nothing in the middle of thoughts.
+        marked = [marker for marker in calls if marker[-1:] not in bare] if wrapping.ends_at_call else ()
+        object.__setattr__(self, "_in_reasoning", Markers([*ends, *marked]))
         object.__setattr__(self, "_in_content", Markers([*calls, *self.drops]))
         object.__setattr__(self, "_call_markers", frozenset(calls))
-        object.__setattr__(self, "_bare", getattr(self.calls, "bare", ()))
+        object.__setattr__(self, "_bare", bare)
 
     @property
     def tags(self) -> tuple[str, ...]:

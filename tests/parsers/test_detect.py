@@ -6,6 +6,7 @@ import pytest
 
 from gateway.parsers.call_families import CALL_FAMILIES
 from gateway.parsers.detect import (
+    Choice,
     Signs,
     UnknownParser,
     choose_calls,
@@ -14,8 +15,10 @@ from gateway.parsers.detect import (
     named_reasoning,
 )
 from gateway.parsers.formats import Wrapping
+from gateway.parsers.output import Formats
 from gateway.parsers.reader import Malformed, Reader, Step
 from gateway.parsers.reasoning_families import REASONING_FAMILIES
+from gateway.types import Reading
 from tests.parsers.answers import Answer, format_of, read
 
 # (model_type, what the template or the vocabulary shows, call family, reasoning family)
@@ -108,3 +111,10 @@ def test_a_parser_of_ones_own_is_named_by_its_place() -> None:
 
     for pieces in (["((Hm.))Now CALL f! CALL me"], "((Hm.))Now CALL f! CALL me"):
         assert read(form, pieces) == Answer("Now  CALL me", "Hm.", [("f", {})])
+
+
+def test_any_reasoning_goes_with_any_calls() -> None:
+    for calls in CALL_FAMILIES:
+        for reasoning in REASONING_FAMILIES:
+            formats = Formats(Choice(reasoning, ""), Choice(calls, ""))
+            assert formats.parser(Reading(tools={}), opens_reasoning=True) is not None
