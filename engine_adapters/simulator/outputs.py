@@ -1,8 +1,8 @@
 """What the simulator answers: readable text, the prompt itself, random ids, or what a script says.
 
 Of the sampling fields, temperature 0 and the seed choose the answer, and text and random output honour a logit_bias of
--100 and below (the token never comes) and of 100 and above (no other comes); a weaker one, top_p, top_k, min_p and
-the penalties are accepted and change nothing.
+-100 and below (the token never comes), of 100 and above (no other comes), and bad_token_ids; a weaker bias, top_p,
+top_k, min_p, the penalties and the rest are accepted and change nothing.
 """
 
 import hashlib
@@ -80,7 +80,8 @@ def one_by_one(token_ids: Sequence[int]) -> list[tuple[int, ...]]:
 def biases(sampling: Sampling) -> tuple[list[int], frozenset[int]]:
     """(the one token that may come, if there is such a one; the tokens that never come)"""
     forced = [token_id for token_id, bias in sampling.logit_bias if bias >= 100]
-    return forced[:1], frozenset(token_id for token_id, bias in sampling.logit_bias if bias <= -100)
+    banned = frozenset(token_id for token_id, bias in sampling.logit_bias if bias <= -100)
+    return forced[:1], banned.union(array("I", sampling.bad_token_ids))
 
 
 def without(banned: frozenset[int], steps: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:

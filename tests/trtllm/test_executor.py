@@ -251,6 +251,29 @@ def test_load_and_kv_events_travel_with_the_frames() -> None:
         asyncio.run(asyncio.wait_for(story(executor.address), 20))
 
 
+@pytest.mark.slow
+def test_a_step_of_all_requests_is_one_frame() -> None:
+    async def story(address: str) -> list[int]:
+        gateway = attach.Gateway(address)
+        await gateway.greet()
+        submits = [
+            messages.Submit(stream_id=each, token_ids=u32(5, 6), max_tokens=30, ignore_eos=True) for each in range(1, 9)
+        ]
+        await gateway.send(messages.ClientFrame(submits=submits))
+        sizes: list[int] = []
+        ended = 0
+        while ended < len(submits):
+            frame = await gateway.read_news()
+            ended += len(frame.finished)
+            sizes.append(len(attach.columns(frame)))
+        await gateway.leave()
+        return sizes
+
+    with Executor("--kv_cache_config.event_buffer_max_size", "0", step_ms=20) as executor:
+        sizes = asyncio.run(asyncio.wait_for(story(executor.address), 20))
+    assert sum(sizes) >= 8 * 29 and sizes.count(8) >= 25, sizes
+
+
 @pytest.mark.parametrize(
     ("arguments", "version", "words"),
     [

@@ -190,9 +190,12 @@ class TensorRt:
         """Have `note` told of all that comes of "stats" or "kv_cache_events", whose queues have room for one reader."""
         ask = getattr(self._llm, f"get_{kind}_async")
         while True:
+            came = False
             async for report in ask(timeout=REPORT_SECONDS):
+                came = True
                 note(report if isinstance(report, list) else [report])
-            await asyncio.sleep(0.1)  # it has been quiet, or is not there at all
+            # Before its first request an engine has no queue, and says so in its log each time it is asked.
+            await asyncio.sleep(0.1 if came else 1.0)
 
     # --- a submission in its words ----------------------------------------------------------------------------------
 
