@@ -1,5 +1,6 @@
 """Every family's calls, written from what they mean, are read back, however the text is cut."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import strategies as st
 
 from gateway.parsers.call_families import CALL_FAMILIES
 from gateway.parsers.reader import Tools
+from gateway.tokenizer import Tokenizer
+from tests.demo_model import TOKENIZER, ids_of
 from tests.parsers.answers import Answer, cut, format_of, read
 from tests.parsers.wire_forms import FORMS, Call, Form
 
+TABLE = Tokenizer(TOKENIZER).table
 ODD = [
     "{",
     "}",
@@ -209,3 +213,19 @@ def test_ids_are_what_the_families_clients_expect() -> None:
     assert len(mistral) == 9 and mistral.isalnum()
     (other,) = ids("hermes", '<tool_call>{"name": "f"}</tool_call>')
     assert other.startswith("call_") and len(other) == len("call_") + 24
+
+
+@pytest.mark.parametrize(("family", "form"), CASES)
+def test_calls_are_read_from_one_to_four_tokens_at_a_time(family: str, form: Form) -> None:
+    calls: list[Call] = [
+        ("get_weather", {"city": "Köln 한국어 🦊", "k": 'a "b" <c>\n\td'}),
+        ("f", {"x1": "y"}),
+        ("g", {}),
+    ]
+    text = form.write(calls)
+    token_ids = ids_of(text)
+
+    for size in (1, 2, 3, 4):
+        detokenizer = TABLE.new(skip_special_tokens=False)
+        pieces = [detokenizer.feed(part) for part in itertools.batched(token_ids, size, strict=False)]
+        assert read(format_of(family), [*pieces, detokenizer.flush()]) == Answer(calls=calls)
