@@ -201,6 +201,19 @@ WIRE_FAULTS = Metric(
     "What an engine sent that made no sense, by worker and kind.",
     ("worker", "kind"),
 )
+TOOL_CALLS = Metric("gateway_tool_calls_total", "counter", "Tool calls read, by parser.", ("model", "parser"))
+NO_TOOL_CALLS = Metric(
+    "gateway_malformed_tool_calls_total",
+    "counter",
+    "What began like a tool call and became text: malformed, cut off, or of a tool that was not declared.",
+    ("model", "parser"),
+)
+STRUCTURED_OUTPUTS = Metric(
+    "gateway_structured_outputs_total",
+    "counter",
+    "Answers and tool arguments held against their JSON schema: valid, invalid, or cut and so not judged.",
+    ("model", "outcome"),
+)
 GC_PAUSES = Metric("gateway_gc_pauses_total", "counter", "Garbage collections, which stop every thread.")
 GC_SECONDS = Metric("gateway_gc_seconds_total", "counter", "Time spent in garbage collections.")
 STALLED = Metric("gateway_stalled_streams", "gauge", "Streams without progress for longer than --stall-seconds.")

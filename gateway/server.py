@@ -27,7 +27,7 @@ from gateway.config import Config
 from gateway.embedded import EmbeddedExecutor
 from gateway.engines import EngineThread, WorkerUnfit
 from gateway.errors import Unavailable
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import count_active
 from gateway.metrics import (
     ACTIVE_REQUESTS,
@@ -49,6 +49,7 @@ from gateway.metrics import (
 from gateway.model import Model, load_adapters
 from gateway.pools import Pool
 from gateway.routing import STATES, Router, WorkerAddress
+from gateway.schemas import Validators
 from gateway.threads import Alarm, Supervisor
 from gateway.tokenizer import Encoder, Structure, TokenCache
 from gateway.tokenizer.cache import LEVELS
@@ -88,6 +89,7 @@ class Server:
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
             tokenize=tokenize,
+            validators=Validators(),
             registry=registry,
             supervisor=supervisor,
         )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import executor, peers, profile, requests, streaming
+from perf import executor, parsers, peers, profile, requests, streaming
 
 
 def text(arguments: Sequence[str]) -> None:
@@ -20,6 +20,10 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "peers": (
         peers.main,
         "CPU of the gateway beside SMG's, per streamed token and per long prompt",
+    ),
+    "parsers": (
+        parsers.main,
+        "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
     "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
     "text": (text, "the text path: prompts from JSON to ids with and without the token cache, tokens to events"),

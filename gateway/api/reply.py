@@ -110,6 +110,8 @@ class EventWriter:
 
     def put(self, event: Event) -> bool:
         part = self._parts_of(event)
+        if not part:
+            return True
         if self._write_now is not None and not self._unsent and type(event) is Text and self._write_now(part):
             return True
         self._unsent.append(part)

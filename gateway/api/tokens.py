@@ -4,8 +4,9 @@ from gateway.api.body import Fields, read_json
 from gateway.api.conversation import read_conversation
 from gateway.api.lowering import read_token_ids
 from gateway.api.reply import Scope, Send, send_json
-from gateway.generate import Gateway, prepare
+from gateway.gateway import Gateway
 from gateway.http_loop import Receive
+from gateway.prepare import prepare
 from gateway.types import GenerateRequest, Input, TextInput
 
 

@@ -44,28 +44,43 @@ class DetokenizerTable:
     """Makes detokenizers for one vocabulary.
 
     `pieces` holds each id's piece if the tokenizer is a byte-level one, where a token's bytes do not depend on its
-    neighbours, else None. `visible` is the same with nothing for special tokens.
+    neighbours, else None. `visible` is the same with nothing for special tokens, and `marked` with nothing for those
+    that are not in `marker_ids`: parsers see these.
     """
 
     tokenizer: tokenizers.Tokenizer
     special_ids: frozenset[int]
     pieces: list[Piece] | None
     visible: list[Piece] | None
+    marked: list[Piece] | None = None
+    marker_ids: frozenset[int] = frozenset()
 
     @classmethod
     def of(
-        cls, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int], pieces: list[Piece] | None
+        cls,
+        tokenizer: tokenizers.Tokenizer,
+        special_ids: frozenset[int],
+        pieces: list[Piece] | None,
+        marker_ids: frozenset[int] = frozenset(),
     ) -> "DetokenizerTable":
-        visible = None
+        visible = marked = None
         if pieces is not None:
             visible = ["" if token_id in special_ids else piece for token_id, piece in enumerate(pieces)]
-        return cls(tokenizer, special_ids, pieces, visible)
+            marked = visible
+        if pieces is not None and visible is not None and marker_ids:
+            marked = [pieces[token_id] if token_id in marker_ids else piece for token_id, piece in enumerate(visible)]
+        return cls(tokenizer, special_ids, pieces, visible, marked, marker_ids)
 
-    def new(self, skip_special_tokens: bool = True) -> Detokenizer:
-        pieces = self.visible if skip_special_tokens else self.pieces
-        if pieces is None:
-            return WindowDetokenizer(self.tokenizer, self.special_ids if skip_special_tokens else frozenset())
-        return ByteLevelDetokenizer(pieces)
+    def with_markers(self, marker_ids: frozenset[int]) -> "DetokenizerTable":
+        return DetokenizerTable.of(self.tokenizer, self.special_ids, self.pieces, marker_ids)
+
+    def new(self, skip_special_tokens: bool = True, shows_markers: bool = False) -> Detokenizer:
+        """`shows_markers`: the special tokens among `marker_ids` have their text all the same."""
+        if self.pieces is None:
+            skipped = self.special_ids if skip_special_tokens else frozenset()
+            return WindowDetokenizer(self.tokenizer, skipped - self.marker_ids if shows_markers else skipped)
+        pieces = (self.marked if shows_markers else self.visible) if skip_special_tokens else self.pieces
+        return ByteLevelDetokenizer(pieces or [])
 
     def token_bytes(self, token_id: int) -> bytes:
         """One token by itself, special or not; b"" for an unknown one."""
@@ -81,7 +96,7 @@ class DetokenizerTable:
 
     def copy(self) -> "DetokenizerTable":
         pieces = self.pieces and [own_copy(piece) for piece in self.pieces]
-        return DetokenizerTable.of(self.tokenizer, self.special_ids, pieces)
+        return DetokenizerTable.of(self.tokenizer, self.special_ids, pieces, self.marker_ids)
 
 
 def own_copy(piece: Piece) -> Piece:

@@ -6,6 +6,7 @@ are switched off there, since setting them later on a shared tokenizer is a race
 
 import json
 from array import array
+from collections.abc import Collection
 from pathlib import Path
 
 import tokenizers
@@ -32,6 +33,7 @@ class Tokenizer:
         self.fingerprint = tokenizer_file.fingerprint(vocabulary)
         added = tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.added_tokens = {token.content: token_id for token_id, token in added.items()}
         pieces = self._pieces(vocabulary) if _is_byte_level(tokenizer) else None
         self.table = DetokenizerTable.of(tokenizer, special_ids, pieces)
 
@@ -40,6 +42,11 @@ class Tokenizer:
         """Raises TokenizerFileError, which names the file and what is wrong with it."""
         tokenizer = load_tokenizer(folder)
         return cls(tokenizer, read_special_tokens(folder, tokenizer))
+
+    def show_markers(self, markup: Collection[str]) -> None:
+        """Special tokens that are a part of `markup` get a text for who asks the table; before its first use."""
+        found = [token_id for token, token_id in self.added_tokens.items() if any(token in tag for tag in markup)]
+        self.table = self.table.with_markers(self.table.special_ids.intersection(found))
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text."""
