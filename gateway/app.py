@@ -16,12 +16,13 @@ from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
 from gateway.api.admin_workers import AdminWorker, AdminWorkers
 from gateway.api.answer import Endpoint
+from gateway.api.parse import ParseFunctionCall, ParseReasoning
 from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
 from gateway.api.tokens import Detokenize, Tokenize
 from gateway.api.unavailable import NotHere
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, NotFound
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import HttpLoop, Receive
 from gateway.metrics import (
     CACHED_TOKENS,
@@ -57,6 +58,8 @@ class App:
                 Route("/v1/tokenize", Tokenize(gateway), methods=["POST"]),
                 Route("/v1/detokenize", Detokenize(gateway), methods=["POST"]),
                 Route("/v1/models", Models(gateway), methods=["GET"]),
+                Route("/parse/function_call", ParseFunctionCall(gateway), methods=["POST"]),
+                Route("/parse/reasoning", ParseReasoning(gateway), methods=["POST"]),
                 Route("/health", live, methods=["GET"]),
                 Route("/live", live, methods=["GET"]),
                 Route("/ready", Ready(gateway), methods=["GET"]),
@@ -92,7 +95,9 @@ class App:
         """Runs once on each loop, and makes what that loop owns."""
         tables = {model.name: model.tokenizer.table.copy() for model in self._gateway.models.values()}
         tables |= {adapter.name: tables[adapter.parent] for adapter in self._gateway.adapters.values()}
-        loop = HttpLoop(self._gateway.registry.cells(), tables, self._gateway.config.request_seconds)
+        formats = {model.name: model.formats.copy() for model in self._gateway.models.values()}
+        formats |= {adapter.name: formats[adapter.parent] for adapter in self._gateway.adapters.values()}
+        loop = HttpLoop(self._gateway.registry.cells(), tables, formats, self._gateway.config.request_seconds)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 

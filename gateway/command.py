@@ -1,4 +1,5 @@
-"""The command line: `python3.13t -m gateway` serves, `python3.13t -m gateway doctor` examines the installation."""
+"""The command line: `python3.13t -m gateway` serves, `... doctor` examines the installation, `... parse`
+reads captured answers."""
 
 import gc
 import logging
@@ -7,21 +8,27 @@ import sys
 from collections.abc import Sequence
 
 from engine_adapters.tokenizer_file import TokenizerFileError
-from gateway import config, doctor, log, server
-from gateway.model import load_models
+from gateway import config, doctor, log, parse_command, server
+from gateway.model import ParserNames, load_models
+from gateway.parsers.detect import UnknownParser
 from gateway.routing import AddressError, Policies, PolicyError, WorkerAddress
 from gateway.tokenizer import RequestTemplates
 
 USAGE_ERROR = 2
 
 
+FAULTS = (config.ConfigError, TokenizerFileError, UnknownParser, AddressError, PolicyError, server.StartError)
+"""What an operator must put right."""
+COMMANDS = {"doctor": doctor.main, "parse": parse_command.main}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command to its end; returns the exit code."""
     try:
-        if arguments and arguments[0] == "doctor":
-            return doctor.main(arguments[1:])
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
         return serve(config.load(arguments, os.environ))
-    except (config.ConfigError, TokenizerFileError, AddressError, PolicyError, server.StartError) as error:
+    except FAULTS as error:
         sys.stderr.write(f"gateway: {error}\n")
         return USAGE_ERROR
 
@@ -33,7 +40,10 @@ def serve(settings: config.Config) -> int:
     log.configure(settings.log_format, settings.log_level)
     workers = [WorkerAddress.parse(url) for url in settings.worker]
     models = load_models(
-        settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
+        settings.model_path,
+        settings.chat_template,
+        RequestTemplates(settings.allow_request_templates),
+        ParserNames(settings.tool_parser, settings.reasoning_parser),
     )
     for model in models.values():
         for warning in model.warnings:

@@ -62,6 +62,18 @@ class Config:
         "N",
         between(0, 10000),
     )
+    tool_parser: tuple[str, ...] = option(
+        (),
+        "how a model writes tool calls: a name of `gateway parse --list`, auto, none, or package.module:Class",
+        "[MODEL=]PARSER",
+        default_text="auto",
+    )
+    reasoning_parser: tuple[str, ...] = option(
+        (),
+        "how a model wraps its reasoning: as for --tool-parser",
+        "[MODEL=]PARSER",
+        default_text="auto",
+    )
     worker: tuple[str, ...] = option(
         (),
         "an engine, such as step://host:port?model=NAME&role=any&weight=1; also trtllm:// (trtllm-serve --grpc) and "
@@ -98,6 +110,9 @@ class Config:
         "N",
         between(1, 256),
         default_text="the cores",
+    )
+    cache_mb: int = option(
+        256, "memory for the token ids of text seen before, in MiB; 0: none", "MIB", between(0, 1 << 20)
     )
     grace_seconds: float = option(
         30.0, "how long running streams may go on after SIGTERM", "SECONDS", between(0, 86400)
@@ -146,7 +161,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python3.13t -m gateway",
         description="OpenAI-compatible gateway to LLM engines, in free-threaded Python. Without arguments it serves a\n"
-        "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation.",
+        "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation, and\n"
+        "`python3.13t -m gateway parse` reads captured answers as the gateway would.",
         epilog="Every option can also be set in the environment (GATEWAY_PORT=8080; lists are separated by spaces)\n"
         "or in a TOML file (port = 8080). The command line wins over the environment, which wins over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,15 +16,16 @@ from typing import Any
 from engine_adapters.base import EngineInfo, EngineLost
 from engine_adapters.step.client import StepClient
 from gateway import config
-from gateway.model import Model, load_models
+from gateway.model import Model, ParserNames, load_models
 from gateway.routing import WorkerAddress
-from gateway.tokenizer import ChatTemplate, RequestTemplates, Tokenizer
+from gateway.tokenizer import ChatTemplate, RequestTemplates, Structure, Tokenizer
 from gateway.tokenizer.tokenizer_files import find_tokenizer
 
 PACKAGES = {
     "grpc": "grpcio",
     "tokenizers": "tokenizers",
     "jinja2": "jinja2",
+    "jsonschema_rs": "jsonschema-rs",
     "markupsafe": "markupsafe",
     "starlette": "starlette",
     "hypercorn": "hypercorn",
@@ -53,13 +54,17 @@ def examine(settings: config.Config) -> dict[str, Any]:
     """All findings; `problems` lists in words what is wrong."""
     packages = [examine_package(module, name) for module, name in PACKAGES.items()]
     models = load_models(
-        settings.model_path, settings.chat_template, RequestTemplates(settings.allow_request_templates)
+        settings.model_path,
+        settings.chat_template,
+        RequestTemplates(settings.allow_request_templates),
+        ParserNames(settings.tool_parser, settings.reasoning_parser),
     )
     report: dict[str, Any] = {
         "interpreter": interpreter(),
         "packages": packages,
         "models": [describe(model) for model in models.values()],
         "tokenizers": [tokenizer_speed(model) for model in models.values()],
+        "parsers": [parsers_of(model) for model in models.values()],
         "workers": [asyncio.run(reach(WorkerAddress.parse(url), models)) for url in settings.worker],
     }
     report["problems"] = [*interpreter_problems(report["interpreter"])]
@@ -70,6 +75,18 @@ def examine(settings: config.Config) -> dict[str, Any]:
     ]
     report["problems"] += [worker["problem"] for worker in report["workers"] if worker["problem"]]
     return report
+
+
+def parsers_of(model: Model) -> dict[str, Any]:
+    """What reads its answers, and why that was chosen."""
+    calls, reasoning = model.formats.calls, model.formats.reasoning
+    return {
+        "model": model.name,
+        "tool_parser": calls.name,
+        "tool_parser_why": calls.why,
+        "reasoning_parser": reasoning.name,
+        "reasoning_parser_why": reasoning.why,
+    }
 
 
 def interpreter() -> dict[str, Any]:
@@ -166,6 +183,7 @@ def tokenizer_speed(model: Model) -> dict[str, Any]:
         "threads": cores,
         "all_threads_mb_per_s": round(together, 2),
         "scaling": round(together / alone, 2),
+        "shortcuts": Structure(model.tokenizer.library).report(),
     }
 
 
@@ -229,7 +247,14 @@ def in_words(report: dict[str, Any]) -> str:
     lines += [package_line(package) for package in report["packages"]]
     lines += ["", "Models", *(line for each in report["models"] for line in model_lines(each))]
     lines += ["", "Tokenizers"]
-    lines += [speed_line(each) for each in report["tokenizers"]]
+    for each in report["tokenizers"]:
+        lines += [speed_line(each), *(f"    {name}: {finding}" for name, finding in each["shortcuts"].items())]
+    lines += ["", "Parsers"]
+    for each in report["parsers"]:
+        lines += [
+            f"  {each['model']:<12} tools {each['tool_parser']} ({each['tool_parser_why']})",
+            f"  {'':<12} reasoning {each['reasoning_parser']} ({each['reasoning_parser_why']})",
+        ]
     lines += ["", "Workers"] if report["workers"] else []
     lines += [f"  {each['worker']}: {each['problem'] or 'reached, ' + each['engine']}" for each in report["workers"]]
     lines += ["", *(f"PROBLEM: {problem}" for problem in report["problems"] or ())]

@@ -14,6 +14,7 @@ GatewayError
 ├── Unavailable           503  no engine is ready, or this process is ending
 ├── NotImplementedYet     501  an endpoint of OpenAI's that is not here
 ├── EngineFailed          502  an engine broke the request and another one may not
+├── InvalidModelOutput    502  what a strict request asked for is not what the model wrote
 ├── DeadlineExceeded      504  the request took longer than it may
 └── ClientLeft            499  nobody is there to read the answer
 """
@@ -113,6 +114,23 @@ class Unavailable(GatewayError):
 class EngineFailed(GatewayError):
     status = 502
     default_code = "engine_failed"
+
+
+class InvalidModelOutput(GatewayError):
+    """`text` is what the model wrote, None where the client has it already."""
+
+    status = 502
+    default_code = "invalid_model_output"
+
+    def __init__(self, message: str, text: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self._text = text
+
+    def body(self) -> dict[str, Any]:
+        body = super().body()
+        if self._text is not None:
+            body["error"]["output"] = self._text
+        return body
 
 
 class ClientLeft(GatewayError):

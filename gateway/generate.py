@@ -4,62 +4,42 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 from engine_adapters.base import EngineInfo, Finish, FinishReason, Logprobs, Submission
-from gateway.config import Config
-from gateway.decoder import AnswerDecoder
-from gateway.engines import EngineThread
-from gateway.errors import BadRequest, ModelNotFound, Unavailable
+from gateway.decoder import AnswerDecoder, AnswerReader
+from gateway.errors import BadRequest, Unavailable
+from gateway.gateway import Gateway
 from gateway.http_loop import HttpLoop
 from gateway.leg import Leg
-from gateway.metrics import RETRIES, WIRE_FAULTS, Registry
+from gateway.metrics import (
+    NO_TOOL_CALLS,
+    RETRIES,
+    TOOL_CALLS,
+    WIRE_FAULTS,
+)
 from gateway.model import Model
-from gateway.pools import INLINE_CHARACTERS, Pool
-from gateway.routing import Lease, Query, Router, Worker
+from gateway.parsers.stop import StopStrings
+from gateway.prepare import prepare
+from gateway.routing import Lease, Query, Worker
 from gateway.streams import Take
-from gateway.threads import Supervisor
+from gateway.submissions import constraint_for, refuse_unsupported, submission_for
 from gateway.types import (
-    ChatInput,
     Event,
     GenerateRequest,
-    Input,
     Prompt,
     RequestRecord,
-    Text,
-    TextInput,
-    TokensInput,
     Usage,
     Waiting,
 )
 
 ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """Everything process-wide that answering a request needs; `loops` grows while the HTTP loops start."""
-
-    config: Config
-    models: dict[str, Model]
-    adapters: dict[str, Model]
-    router: Router
-    engine: EngineThread
-    tokenize: Pool
-    registry: Registry
-    supervisor: Supervisor
-    loops: list[HttpLoop] = field(default_factory=list)
-
-    def model(self, name: str) -> Model:
-        """Raises ModelNotFound."""
-        model = self.models.get(name) or self.adapters.get(name)
-        if model is None:
-            served = ", ".join(map(repr, (*self.models, *self.adapters)))
-            raise ModelNotFound(f"the model {name!r} is not served here; there is {served}", param="model")
-        return model
+INLINE_STOP_CHARACTERS = 500
+"""With more of them, making the automaton of the stop strings would hold the loop up for more than half a
+millisecond."""
 
 
 class Output(Protocol):
@@ -73,16 +53,29 @@ class Output(Protocol):
 
 
 async def generate(
-    gateway: Gateway, loop: HttpLoop, request: GenerateRequest, record: RequestRecord, output: Output
+    gateway: Gateway,
+    loop: HttpLoop,
+    request: GenerateRequest,
+    record: RequestRecord,
+    output: Output,
+    prompt: Prompt | None = None,
 ) -> None:
     """Have `output` told what the model says, until it stops or is stopped; the last event is Usage.
 
-    What `output` holds back at the end is for the caller to flush: the end of a stream is one write.
+    `prompt` is the request's if it has been prepared already. What `output` holds back at the end is for the caller to
+    flush: the end of a stream is one write.
     """
     model = gateway.model(request.model)
-    prompt = await prepare(gateway, model, request, record)
-    submission = submission_for(model, request, prompt)
-    decoders = [AnswerDecoder(index, loop.tables[model.name], request.output) for index in range(request.n)]
+    if prompt is None:
+        prompt = await prepare(gateway, loop, model, request, record)
+    submission = submission_for(
+        model, request, prompt, constraint_for(model, request, prompt, infos_of(gateway, model))
+    )
+    stops = await stop_strings(gateway, request.output.stop)
+    decoders = [
+        AnswerDecoder(index, loop.tables[model.name], request.output, stops, reader_for(loop, model, request, prompt))
+        for index in range(request.n)
+    ]
     try:
         async with Attempts(gateway, loop, model, submission, record) as stream:
             answering = Answering(decoders, record, output, stream.drop)
@@ -96,7 +89,14 @@ async def generate(
         account(loop, record, decoders)
     first = decoders[0].finish
     prompt_logprobs = first.prompt_logprobs if first else None
-    output.put(Usage(prompt.length, record.completion_tokens, record.cached_tokens, prompt_logprobs))
+    tokens = (record.completion_tokens, record.cached_tokens)
+    output.put(Usage(prompt.length, *tokens, prompt_logprobs, record.reasoning_tokens))
+
+
+async def stop_strings(gateway: Gateway, stops: tuple[str, ...]) -> StopStrings:
+    if sum(map(len, stops)) < INLINE_STOP_CHARACTERS:
+        return StopStrings(stops)
+    return await gateway.tokenize.run(StopStrings, stops)
 
 
 class Answering:
@@ -114,11 +114,11 @@ class Answering:
     def take(self, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> bool:
         """False when the output wants a flush or everything has ended; raises what `finish` says went wrong."""
         decoder, put = self._decoders[index], self._output.put
-        text = decoder.feed(token_ids, finish)
+        event = decoder.event(token_ids, finish, logprobs)
         self._record.completion_tokens += len(token_ids)
         goes_on = True
-        if text or logprobs is not None:
-            goes_on = put(Text(index, text, token_ids, logprobs))
+        if event is not None:
+            goes_on = put(event)
         if decoder.finished is not None:
             self.unfinished -= 1
             if finish is None:
@@ -132,76 +132,32 @@ def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]
     record.last_token = time.monotonic()
     record.completion_tokens = sum(decoder.completion_tokens for decoder in decoders)
     record.cached_tokens = max(decoder.finish.cached_tokens if decoder.finish else 0 for decoder in decoders)
+    readers = [decoder.reader for decoder in decoders if decoder.reader]
+    record.reasoning_tokens = sum(reader.reasoning_tokens for reader in readers)
+    for reader in readers:
+        cells = {TOOL_CALLS: reader.parser.calls, NO_TOOL_CALLS: reader.parser.faults}
+        for metric, count in cells.items():
+            if count:
+                loop.cells.add(metric, (record.model, reader.parser.name), count)
     unknown = sum(decoder.unknown_tokens for decoder in decoders)
     if unknown:
         loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
 
 
-async def prepare(gateway: Gateway, model: Model, request: GenerateRequest, record: RequestRecord) -> Prompt:
-    """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
-    started = time.monotonic()
-    if request.input.characters < INLINE_CHARACTERS:
-        prompt = render_and_encode(model, request.input)
-    else:
-        prompt = await gateway.tokenize.run(render_and_encode, model, request.input)
-    if request.truncate_prompt_tokens is not None:
-        prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
-    record.prepared = time.monotonic()
-    record.prompt_tokens = prompt.length
-    # Added up, since an echoed prompt comes here twice, the second time as tokens.
-    record.render_seconds += prompt.render_seconds
-    record.tokenize_seconds += prompt.tokenize_seconds
-    record.queue_seconds += max(0.0, record.prepared - started - prompt.render_seconds - prompt.tokenize_seconds)
-    return prompt
+def infos_of(gateway: Gateway, model: Model) -> list[EngineInfo]:
+    """What is known of the engines that serve a model."""
+    states = gateway.router.snapshot().values()
+    return [state.info for state in states if state.model == model.served_by and state.info is not None]
 
 
-def render_and_encode(model: Model, source: Input) -> Prompt:
-    if isinstance(source, TokensInput):
-        return Prompt(source.token_ids)
-    started = time.monotonic()
-    text, opens_reasoning = (source.text, None) if isinstance(source, TextInput) else model.templates.render(source)
-    rendered = time.monotonic()
-    token_ids = model.tokenizer.encode(text)
-    if source.add_special_tokens:
-        token_ids = model.tokenizer.specials.around(token_ids)
-    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning)
-
-
-def submission_for(model: Model, request: GenerateRequest, prompt: Prompt) -> Submission:
-    """Raises BadRequest when prompt and completion do not fit the context."""
-    param = "messages" if isinstance(request.input, ChatInput) else "prompt"
-    if prompt.length == 0:
-        raise BadRequest("the prompt has no tokens", param=param)
-    room = model.context_length - prompt.length
-    max_tokens = room if request.max_tokens is None else request.max_tokens
-    if room < 1 or max_tokens > room:
-        asked = "" if request.max_tokens is None else f" and max_tokens asks for {request.max_tokens} more"
-        raise BadRequest(
-            f"the context of model {model.name!r} is {model.context_length} tokens, "
-            f"but the prompt has {prompt.length}{asked}",
-            param=param,
-            code="context_length_exceeded",
-        )
-    return Submission(
-        request_id=request.request_id,
-        token_ids=prompt.token_ids,
-        max_tokens=max_tokens,
-        sampling=request.sampling,
-        # Engines differ in which of the model's ends they know.
-        stop_token_ids=request.stop_token_ids + (b"" if request.ignore_eos else model.eos_token_ids),
-        ignore_eos=request.ignore_eos,
-        min_tokens=request.min_tokens,
-        n=request.n,
-        logprobs=request.logprobs,
-        prompt_logprobs=request.prompt_logprobs,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        lora=model.lora,
-        constraint=request.constraint,
-        kv_retention=request.kv_retention,
-        # Where the engine must be stopped from here, its tokens have to come as they are made.
-        stream=request.stream or bool(request.output.stop),
-    )
+def reader_for(loop: HttpLoop, model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
+    """What finds reasoning and calls in one answer; None where there is nothing to find."""
+    if request.reading is None:
+        return None
+    parser = loop.formats[model.name].parser(request.reading, prompt.opens_reasoning is not None)
+    if parser is None:
+        return None
+    return AnswerReader(parser, model.reasoning_end_ids, request.reading.streams_reasoning)
 
 
 class Attempts:
@@ -335,31 +291,6 @@ class Attempts:
 def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
     """Whether the engine is at fault before anything of an answer has been seen."""
     return not token_ids and finish is not None and finish.reason is FinishReason.ERROR and finish.retryable
-
-
-PLAIN = Submission("", b"", 0)
-OPTIONAL_FIELDS = ("min_tokens", "n", "logprobs", "prompt_logprobs", "priority", "cache_salt", "lora", "kv_retention")
-BODY_FIELDS = {"lora": "model"}
-"""How clients ask for what is called otherwise inside."""
-OPTIONAL_SAMPLING = (
-    *("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
-    *("top_p_min", "top_p_decay", "top_p_reset_id", "no_repeat_ngram_size", "bad_token_ids"),
-)
-
-
-def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
-    """Raises BadRequest for the first field that was set and that the engine does not honour."""
-    if info is None:
-        return
-    used = [name for name in OPTIONAL_FIELDS if getattr(submission, name) != getattr(PLAIN, name)]
-    used += [name for name in OPTIONAL_SAMPLING if getattr(submission.sampling, name) not in (None, (), b"")]
-    if submission.constraint is not None:
-        used.append(f"constraint.{submission.constraint.kind}")
-        used += ["constraint.begins_after"] if submission.constraint.begins_after else []
-    for name in used:
-        if name not in info.features:
-            field = BODY_FIELDS.get(name, name)
-            raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=field)
 
 
 def query_of(submission: Submission, record: RequestRecord) -> Query:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
+from gateway.parsers.output import Formats
 from gateway.streams import Batch, deliver_all
 from gateway.threads import Mailbox
 from gateway.tokenizer import DetokenizerTable
@@ -29,13 +30,22 @@ task that waits in `receive`."""
 
 
 class HttpLoop:
-    """`tables` are this loop's own copies of the models' detokenizer tables, by model name; a request is ended after
+    """`tables` and `formats` are this loop's own copies of the models', by model name; a request is ended after
     `request_seconds`, if that is not 0."""
 
-    def __init__(self, cells: Cells, tables: dict[str, DetokenizerTable], request_seconds: float) -> None:
+    def __init__(
+        self,
+        cells: Cells,
+        tables: dict[str, DetokenizerTable],
+        formats: dict[str, Formats],
+        request_seconds: float,
+    ) -> None:
         self.name = threading.current_thread().name
         self.cells = cells
+        self.warned: set[str] = set()
+        """What this loop need not tell the log again."""
         self.tables = tables
+        self.formats = formats
         self._request_seconds = request_seconds
         self._loop = asyncio.get_running_loop()
         self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)

@@ -172,9 +172,25 @@ DURATION = Metric(
 STAGE = Metric(
     "gateway_stage_seconds",
     "histogram",
-    "What a request waited for: queue (a pool thread), render, tokenize, route (a worker), engine (its first token).",
+    "What a request waited for: queue (a pool thread), render, tokenize (lookup: the part of it in the token cache), "
+    "route (a worker), engine (its first token).",
     ("model", "stage"),
     LATENCY_BUCKETS,
+)
+TOKEN_CACHE_LOOKUPS = Metric(
+    "gateway_token_cache_lookups_total",
+    "counter",
+    "Look-ups of whole prompts, and of segments of those that were not known; the outcome is hit or miss.",
+    ("model", "level", "outcome"),
+)
+TOKEN_CACHE_TOKENS = Metric(
+    "gateway_token_cache_tokens_total", "counter", "Prompt tokens that the token cache knew.", ("model",)
+)
+TOKEN_CACHE_BYTES = Metric(
+    "gateway_token_cache_bytes", "gauge", "Memory that the token cache's texts and ids take.", ("level",)
+)
+TOKEN_CACHE_EVICTIONS = Metric(
+    "gateway_token_cache_evictions_total", "counter", "Texts that the token cache gave up for others.", ("level",)
 )
 RETRIES = Metric(
     "gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",)
@@ -184,6 +200,19 @@ WIRE_FAULTS = Metric(
     "counter",
     "What an engine sent that made no sense, by worker and kind.",
     ("worker", "kind"),
+)
+TOOL_CALLS = Metric("gateway_tool_calls_total", "counter", "Tool calls read, by parser.", ("model", "parser"))
+NO_TOOL_CALLS = Metric(
+    "gateway_malformed_tool_calls_total",
+    "counter",
+    "What began like a tool call and became text: malformed, cut off, or of a tool that was not declared.",
+    ("model", "parser"),
+)
+STRUCTURED_OUTPUTS = Metric(
+    "gateway_structured_outputs_total",
+    "counter",
+    "Answers and tool arguments held against their JSON schema: valid, invalid, or cut and so not judged.",
+    ("model", "outcome"),
 )
 GC_PAUSES = Metric("gateway_gc_pauses_total", "counter", "Garbage collections, which stop every thread.")
 GC_SECONDS = Metric("gateway_gc_seconds_total", "counter", "Time spent in garbage collections.")

@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +11,45 @@ from engine_adapters.tokenizer_file import (
     TokenizerFileError,
     read_context_length,
     read_eos_token_ids,
+    read_json_if_there,
     read_vocab_size,
 )
 from gateway.config import ConfigError
 from gateway.generation_config import read_sampling_defaults
+from gateway.parsers.detect import AUTO, Choice, Signs, UnknownParser, choose_calls, choose_reasoning
+from gateway.parsers.output import Formats
 from gateway.tokenizer import ChatTemplates, RequestTemplates, Tokenizer, load_chat_templates
+from gateway.tokenizer.template_files import find_sources
 
 DEMO_FOLDER = Path(__file__).parent.parent / "engine_adapters" / "simulator" / "model"
 DEMO_NAME = "demo"
+TOKEN = 4
+"""Bytes of an id."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParserNames:
+    """What `--tool-parser` and `--reasoning-parser` say: `[MODEL=]PARSER`, the last one that fits a model."""
+
+    calls: tuple[str, ...] = ()
+    reasoning: tuple[str, ...] = ()
+
+    def check(self, models: Collection[str]) -> None:
+        """Raises UnknownParser for a model that is not there."""
+        for argument in (*self.calls, *self.reasoning):
+            name, separator, _ = argument.partition("=")
+            if separator and name not in models:
+                raise UnknownParser(f"{argument}: no model is named {name!r}; there is {', '.join(models)}")
+
+
+def name_for(model: str, arguments: tuple[str, ...]) -> str:
+    """The parser of a model."""
+    chosen = AUTO
+    for argument in arguments:
+        name, separator, parser = argument.partition("=")
+        if not separator or name == model:
+            chosen = parser if separator else name
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +69,12 @@ class Model:
     eos_token_ids: bytes
     system_fingerprint: str
     warnings: tuple[str, ...] = ()
+    formats: Formats = Formats(Choice(None, ""), Choice(None, ""))
+    """How it writes reasoning and calls."""
+    reasoning_end: bytes = b""
+    """The ids that end its reasoning, little-endian u32."""
+    may_reason: bool = False
+    """Also where its prompt does not open the reasoning: then it writes the start itself."""
     sampling: Sampling = Sampling()
     lora: Lora | None = None
     parent: str = ""
@@ -47,6 +84,11 @@ class Model:
         """The model that its workers say they serve."""
         return self.parent or self.name
 
+    @property
+    def reasoning_end_ids(self) -> frozenset[int]:
+        """The one token that ends it, if it is one."""
+        return frozenset(memoryview(self.reasoning_end).cast("I")) if len(self.reasoning_end) == TOKEN else frozenset()
+
     @classmethod
     def load(
         cls,
@@ -54,8 +96,9 @@ class Model:
         folder: Path,
         chat_template: Path | None = None,
         requests: RequestTemplates | None = None,
+        parsers: ParserNames = ParserNames(),
     ) -> "Model":
-        """Raises TokenizerFileError, which names the file and what is wrong with it."""
+        """Raises TokenizerFileError, which names the file and what is wrong with it, and UnknownParser."""
         if not folder.is_dir():
             raise TokenizerFileError(f"{folder} is not a folder")
         context_length = read_context_length(folder)
@@ -65,9 +108,19 @@ class Model:
             )
         tokenizer = Tokenizer.load(folder)
         templates = load_chat_templates(folder, tokenizer.specials.names, requests or RequestTemplates(), chat_template)
+        signs = signs_of(folder, tokenizer, [template.source for template in templates.named.values()])
+        formats = Formats(
+            choose_reasoning(name_for(name, parsers.reasoning), signs),
+            choose_calls(name_for(name, parsers.calls), signs),
+        )
+        tokenizer.show_markers(formats.tags)
+        is_named = name_for(name, parsers.reasoning) != AUTO
         return cls(
             name=name,
             folder=folder,
+            formats=formats,
+            may_reason=is_named or any(start in signs.templates for start in formats.reasoning_starts),
+            reasoning_end=tokenizer.encode(formats.reasoning_ends[0]) if formats.reasoning_ends else b"",
             tokenizer=tokenizer,
             templates=templates,
             context_length=context_length,
@@ -76,6 +129,18 @@ class Model:
             system_fingerprint=fingerprint(tokenizer, templates),
             warnings=tuple(oddities(folder, tokenizer, templates)),
         )
+
+
+def read_signs(folder: Path) -> Signs:
+    """What to recognise a model folder by; raises TokenizerFileError."""
+    if not folder.is_dir():
+        raise TokenizerFileError(f"{folder} is not a folder")
+    return signs_of(folder, Tokenizer.load(folder), [source for _, source in find_sources(folder).values()])
+
+
+def signs_of(folder: Path, tokenizer: Tokenizer, templates: list[str]) -> Signs:
+    model_type = str(read_json_if_there(folder / "config.json").get("model_type", ""))
+    return Signs(model_type, "\n".join(templates), tokenizer.added_tokens)
 
 
 def fingerprint(tokenizer: Tokenizer, templates: ChatTemplates) -> str:
@@ -123,9 +188,14 @@ def oddities(folder: Path, tokenizer: Tokenizer, templates: ChatTemplates) -> It
 
 
 def load_models(
-    paths: tuple[str, ...], chat_templates: tuple[str, ...] = (), requests: RequestTemplates | None = None
+    paths: tuple[str, ...],
+    chat_templates: tuple[str, ...] = (),
+    requests: RequestTemplates | None = None,
+    parsers: ParserNames = ParserNames(),
 ) -> dict[str, Model]:
-    """The models of `[NAME=]DIR` arguments by name, the demo model if there are none; raises TokenizerFileError.
+    """The models of `[NAME=]DIR` arguments by name, the demo model if there are none.
+
+    Raises TokenizerFileError, and UnknownParser.
 
     `chat_templates` are `[NAME=]FILE` arguments.
     """
@@ -139,7 +209,8 @@ def load_models(
         folders[name] = Path(folder)
     files = templates_by_model(chat_templates, [*folders])
     requests = requests or RequestTemplates()
-    return {name: Model.load(name, folder, files.get(name), requests) for name, folder in folders.items()}
+    parsers.check(folders)
+    return {name: Model.load(name, folder, files.get(name), requests, parsers) for name, folder in folders.items()}
 
 
 def load_adapters(texts: tuple[str, ...], models: dict[str, Model]) -> dict[str, Model]:

@@ -1,7 +1,8 @@
 """Bounded thread pools for CPU work, whose sizes can change while they run.
 
-Threads: `run` is called on event loops, jobs run on the pool's threads, `resize` comes from anywhere. `_condition`
-guards the queue and the counts and is never held while a job runs. A job's result returns to the loop that asked.
+Threads: `run` is called on event loops, `share` by jobs, jobs run on the pool's threads, `resize` comes from anywhere.
+`_condition` guards the queue and the counts and is never held while a job runs. A job's result returns to the loop that
+asked.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway import log
@@ -33,6 +34,49 @@ class _Job:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
+    def perform(self) -> None:
+        if self.future.cancelled():
+            return
+        try:
+            result, error = self.function(*self.arguments), None
+        except Exception as raised:  # whatever a job raises belongs to the one who asked for it
+            result, error = None, raised
+        try:
+            self.loop.call_soon_threadsafe(_settle, self.future, result, error)
+        except RuntimeError:
+            log.event(logging.DEBUG, "the loop that asked for a job has closed")
+
+
+class _Shared:
+    """One function to be called with many items, by all threads that `perform` it."""
+
+    __slots__ = ("_function", "_left", "_lock", "_todo", "created", "done", "errors", "results")
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.created = time.monotonic()
+        self.results: list[Any] = [None] * len(items)
+        self.errors: list[Exception] = []
+        self.done = threading.Event()
+        self._function = function
+        self._todo = deque(enumerate(items))
+        self._lock = threading.Lock()
+        self._left = len(items)
+
+    def perform(self) -> None:
+        while True:
+            try:
+                number, item = self._todo.popleft()
+            except IndexError:
+                return  # the rest is in other hands
+            try:
+                self.results[number] = self._function(item)
+            except Exception as raised:  # it belongs to the one who shared the work
+                self.errors.append(raised)
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self.done.set()
+
 
 class Pool:
     """`threads` workers over one queue of at most `queue_limit` jobs.
@@ -49,7 +93,8 @@ class Pool:
         self._cores = cores
         self._queue_limit = queue_limit
         self._condition = threading.Condition()
-        self._queue: deque[_Job] = deque()
+        self._queue: deque[_Job | _Shared] = deque()
+        self._idle_threads = 0
         self._running_threads = 0
         self._wanted_threads = 0
         self._spawned = 0
@@ -72,6 +117,10 @@ class Pool:
         return self._bounds
 
     @property
+    def idle_threads(self) -> int:
+        return self._idle_threads
+
+    @property
     def depth(self) -> int:
         """Jobs waiting for a thread."""
         return len(self._queue)
@@ -89,6 +138,26 @@ class Pool:
             self._condition.notify()
         result: Result = await job.future
         return result
+
+    def share[Item, Result](self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`function` of every item, in order, on this thread and on those of the pool that have nothing to do.
+
+        Meant for a job that can be divided. This thread works too, and in the end waits only for calls that run
+        already: a pool that is busy or has shrunk leaves all to it. Raises the first error, once all calls are over.
+        """
+        if len(items) < 2:
+            return [function(item) for item in items]
+        shared = _Shared(function, items)
+        with self._condition:
+            helpers = min(self._idle_threads - len(self._queue), len(items) - 1)
+            for _ in range(helpers):
+                self._queue.append(shared)
+                self._condition.notify()
+        shared.perform()
+        shared.done.wait()
+        if shared.errors:
+            raise shared.errors[0]
+        return shared.results
 
     def oldest_wait(self) -> float:
         """Seconds that the job at the head of the queue has waited; 0.0 when there is none."""
@@ -127,9 +196,9 @@ class Pool:
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
             with self._cores:
-                _perform(job)
+                job.perform()
 
-    def _next_job(self) -> _Job | None:
+    def _next_job(self) -> _Job | _Shared | None:
         """The next job, or None when this thread is one too many."""
         with self._condition:
             while True:
@@ -138,20 +207,9 @@ class Pool:
                     return None
                 if self._queue:
                     return self._queue.popleft()
+                self._idle_threads += 1
                 self._condition.wait()
-
-
-def _perform(job: _Job) -> None:
-    if job.future.cancelled():
-        return
-    try:
-        result, error = job.function(*job.arguments), None
-    except Exception as raised:  # whatever a job raises belongs to the one who asked for it
-        result, error = None, raised
-    try:
-        job.loop.call_soon_threadsafe(_settle, job.future, result, error)
-    except RuntimeError:
-        log.event(logging.DEBUG, "the loop that asked for a job has closed")
+                self._idle_threads -= 1
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

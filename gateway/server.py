@@ -28,7 +28,7 @@ from gateway.config import Config
 from gateway.embedded import EmbeddedExecutor
 from gateway.engines import EngineThread, WorkerUnfit
 from gateway.errors import Unavailable
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import count_active
 from gateway.metrics import (
     ACTIVE_REQUESTS,
@@ -37,6 +37,8 @@ from gateway.metrics import (
     GC_SECONDS,
     POOL_DEPTH,
     POOL_THREADS,
+    TOKEN_CACHE_BYTES,
+    TOKEN_CACHE_EVICTIONS,
     WORKER_IN_FLIGHT,
     WORKER_KV,
     WORKER_RUNNING,
@@ -49,7 +51,10 @@ from gateway.metrics import (
 from gateway.model import Model, load_adapters
 from gateway.pools import Pool
 from gateway.routing import STATES, Policies, Router, WorkerAddress
+from gateway.schemas import Validators
 from gateway.threads import Alarm, Supervisor
+from gateway.tokenizer import Encoder, Structure, TokenCache
+from gateway.tokenizer.cache import LEVELS
 from gateway.watch import Watch
 from gateway.worker_file import WorkerFile, WorkerFileError
 
@@ -76,17 +81,26 @@ class Server:
         registry, router = Registry(), Router(policies)
         admit = functools.partial(admitted_model, models)
         cores = threading.Semaphore(os.cpu_count() or 1)
+        tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
+        cache = TokenCache(config.cache_mb << 20) if config.cache_mb else None
         self.gateway = Gateway(
             config=config,
             models=models,
             adapters=adapters,
+            encoders={
+                name: Encoder(model.tokenizer.library, Structure(model.tokenizer.library), cache, tokenize.share)
+                for name, model in models.items()
+            },
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
-            tokenize=Pool("tokenize", config.tokenize_threads, supervisor, cores),
+            tokenize=tokenize,
+            validators=Validators(),
             registry=registry,
             supervisor=supervisor,
         )
         add_gauges(self.gateway)
+        if cache is not None:
+            add_cache_gauges(registry, cache)
         count_collections(registry.cells())
         worker_file = followed(config, self.gateway)
         self._watch = Watch(self.gateway, worker_file)
@@ -302,6 +316,12 @@ def add_gauges(gateway: Gateway) -> None:
     registry.gauge(POOL_THREADS, lambda: [((gateway.tokenize.name,), gateway.tokenize.threads)])
     registry.gauge(POOL_DEPTH, lambda: [((gateway.tokenize.name,), gateway.tokenize.depth)])
     registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
+
+
+def add_cache_gauges(registry: Registry, cache: TokenCache) -> None:
+    levels = [(level,) for level in LEVELS]
+    registry.gauge(TOKEN_CACHE_BYTES, lambda: zip(levels, cache.bytes_by_level(), strict=True))
+    registry.gauge(TOKEN_CACHE_EVICTIONS, lambda: zip(levels, cache.evictions_by_level(), strict=True))
 
 
 def kv_use(load: Load) -> float:

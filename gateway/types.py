@@ -78,6 +78,23 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What is to be found in an answer's text besides text.
+
+    `tools` are the tools that may be called, their parameters' schemas by name; None reads no calls. `first_call` is
+    how many calls the conversation has had. `is_forced`: the answer is a list of calls and has no markers, because a
+    constraint makes it so.
+    """
+
+    tools: Mapping[str, Any] | None = None
+    most_calls: int | None = None
+    first_call: int = 0
+    is_forced: bool = False
+    separates_reasoning: bool = True
+    streams_reasoning: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What every endpoint lowers its body to. Ids are little-endian u32."""
 
@@ -86,6 +103,8 @@ class GenerateRequest:
     input: Input
     sampling: Sampling = Sampling()
     output: OutputOptions = OutputOptions()
+    reading: Reading | None = None
+    """None: the answer is nothing but text."""
     max_tokens: int | None = None
     """None: as many as the context has room for."""
     min_tokens: int = 0
@@ -97,11 +116,30 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str = ""
     constraint: Constraint | None = None
+    constraint_is_wish: bool = False
+    """An engine that cannot have it does without."""
     kv_retention: KvRetention | None = None
     stream: bool = True
     """False: the client wants one reply."""
     truncate_prompt_tokens: int | None = None
     """Keep only this many tokens of the prompt, its last ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text's token ids, as little-endian u32, and how they came about.
+
+    `outcome` is "hit" (the token cache knew the whole text), "part" (some of its segments), "miss", or "off".
+    `known_tokens` came from the cache. Segments are not counted where the whole text was known.
+    """
+
+    token_ids: bytes
+    outcome: str
+    known_tokens: int
+    segment_hits: int
+    segment_misses: int
+    lookup_seconds: float
+    encode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +151,8 @@ class Prompt:
     tokenize_seconds: float = 0.0
     opens_reasoning: str | None = None
     """The marker, such as `<think>`, of a reasoning block that the prompt opens and leaves to the model to close."""
+    encoded: Encoded | None = None
+    """None for a prompt that came as tokens."""
 
     @property
     def length(self) -> int:
@@ -120,19 +160,51 @@ class Prompt:
 
 
 @dataclass(slots=True)
+class Content:
+    """What the model says to the client."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Reasoning:
+    """What it thinks before that."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """More of tool call `number` of an answer: first its id and name, then the JSON of its arguments in parts, then
+    that it `is_complete`, or is `broken`: then that is all of its markup, arguments already told included."""
+
+    number: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    is_complete: bool = False
+    broken: str = ""
+
+
+Piece = Content | Reasoning | CallDelta
+
+
+@dataclass(slots=True)
 class Text:
     """More of the answer number `index`. `token_ids` and `logprobs` belong to it if logprobs were asked for; the text
-    may be empty then, while a stop string or a character is incomplete."""
+    may be empty then, while a stop string or a character is incomplete. What is not only content is in `pieces`, and
+    `text` is empty."""
 
     index: int
     text: str
     token_ids: Sequence[int] = ()
     logprobs: Logprobs | None = None
+    pieces: Sequence[Piece] = ()
 
 
 @dataclass(slots=True)
 class Finished:
-    """The end of answer number `index`: `finish_reason` is "stop" or "length"."""
+    """The end of answer number `index`: `finish_reason` is "stop", "length" or "tool_calls"."""
 
     index: int
     finish_reason: str
@@ -152,6 +224,8 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
     prompt_logprobs: Logprobs | None = None
+    reasoning_tokens: int = 0
+    """Of the completion's."""
 
 
 Event = Text | Finished | Waiting | Usage
@@ -191,6 +265,9 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    token_cache: str = ""
+    """What `Encoded.outcome` said of the prompt."""
+    reasoning_tokens: int = 0
     status: int = 0
     """0 until the response has begun."""
     is_streaming: bool = False

@@ -10,7 +10,7 @@ from functools import partial
 
 from gateway import log
 from gateway.engines import stalled
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.metrics import LOOP_LAG, STALLED
 from gateway.worker_file import WorkerFile
 

@@ -5,7 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import chats, decisions, executor, peers, profile, requests, routing, streaming
+from perf import chats, decisions, executor, parsers, peers, profile, requests, routing, streaming
+
+
+def text(arguments: Sequence[str]) -> None:
+    from perf import text  # not above: it loads tokenizers, which warns before the GIL is off
+
+    text.main(arguments)
+
 
 MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "streaming": (streaming.main, "CPU of the gateway and added latency per streamed token, beside a bare ASGI app"),
@@ -17,7 +24,12 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         peers.main,
         "CPU of the gateway beside SMG's, per streamed token and per long prompt",
     ),
+    "parsers": (
+        parsers.main,
+        "CPU per token of reading reasoning and calls; long arguments, threads, tools",
+    ),
     "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
+    "text": (text, "the text path: prompts from JSON to ids with and without the token cache, tokens to events"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
 

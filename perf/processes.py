@@ -53,11 +53,13 @@ def word_simulator(*options: str, wire: str = "step") -> Iterator[Process]:
 
 
 @contextmanager
-def gateway(worker: Process, options: argparse.Namespace, *launcher: str) -> Iterator[Process]:
+def gateway(
+    worker: Process, options: argparse.Namespace, *launcher: str, settings: Sequence[str] = ()
+) -> Iterator[Process]:
     """A gateway before `worker`; `launcher` is another module to start it, and what that wants before our options."""
     chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
     fixed = ["--worker", f"{worker.wire}://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
-    with _started(*launcher or ("gateway",), *fixed, *chosen) as popen:
+    with _started(*launcher or ("gateway",), *fixed, *chosen, *settings) as popen:
         yield Process(popen, _port_of(first_line(popen)))
 
 

@@ -15,7 +15,7 @@ from engine_adapters.step import messages
 from engine_adapters.step.client import columns
 from gateway.api.reply import quoted
 from gateway.model import DEMO_FOLDER
-from gateway.parsers.stop import StopScanner
+from gateway.parsers.stop import StopScanner, StopStrings
 from gateway.tokenizer import ChatTemplate, Tokenizer
 from gateway.types import ChatInput
 
@@ -63,7 +63,7 @@ def test_a_text_is_encoded(benchmark: BenchmarkFixture, tokenizer: Tokenizer) ->
 
 @pytest.mark.parametrize("stops", [(), ("\n\nUser:", "</answer>")], ids=["none", "two"])
 def test_one_token_passes_the_stop_scanner(benchmark: BenchmarkFixture, stops: tuple[str, ...]) -> None:
-    scanner = StopScanner(stops)
+    scanner = StopScanner(StopStrings(stops))
     assert benchmark(scanner.feed, " the") == " the"
 
 

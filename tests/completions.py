@@ -1,5 +1,6 @@
 """Text completions over plain HTTP, and what comes back, taken apart."""
 
+import random
 from typing import Any
 
 from tests import chat
@@ -11,6 +12,11 @@ PATH = "/v1/completions"
 def body(prompt: Any = "Hello", **fields: Any) -> dict[str, Any]:
     """The body of a completion."""
     return {"model": "demo", "prompt": prompt, **fields}
+
+
+def hard_text(number: int, characters: int) -> str:
+    """A text that takes long to tokenize: no cache knows it, nor anything of it."""
+    return "".join(random.Random(number).choices("größe 世界🦊.\n", k=characters))
 
 
 def complete(gateway: Gateway, prompt: Any = "Hello", **fields: Any) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
-    {"config", "threads", "types"},
+    {"config", "schemas", "threads", "types"},
     {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "leg", "model"},
-    {"doctor", "http_loop"},
-    {"generate", "worker_file", "http1"},
+    {"doctor", "http_loop", "parse_command", "submissions", "worker_file"},
+    {"gateway", "http1"},
+    {"prepare"},
+    {"generate"},
     {"api", "granian_server", "http_server", "watch"},
     {"app"},
     {"server"},

@@ -45,6 +45,7 @@ def echoed(gateway: Gateway, content: str, max_tokens: int) -> str:
     prompt_tokens = len(prompt_of(content))
     usage = chunks[-1]["usage"]
     assert 0 <= usage.pop("prompt_tokens_details")["cached_tokens"] <= prompt_tokens
+    assert usage.pop("completion_tokens_details") == {"reasoning_tokens": 0}
     assert usage == {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": tokens,

@@ -117,6 +117,22 @@ def test_the_help_names_every_option_and_command() -> None:
     assert all(len(line) <= 120 for line in result.stdout.splitlines())
 
 
+@pytest.mark.slow
+def test_a_parser_that_is_not_there_is_refused_with_those_that_are() -> None:
+    for option in ("--tool-parser", "--reasoning-parser"):
+        result = run(option, "qwen4", "--port", "0")
+        assert result.returncode == 2
+        assert "qwen4" in result.stderr and "kimi_k2" in result.stderr and "qwen3" in result.stderr
+
+    assert "no model is named 'other'" in run("--tool-parser", "other=hermes", "--port", "0").stderr
+
+
+def test_the_doctor_tells_how_answers_are_read(report: dict[str, Any]) -> None:
+    (parsers,) = report["parsers"]
+    assert parsers["tool_parser"] == "hermes" and "<tool_call>" in parsers["tool_parser_why"]
+    assert "tools hermes" in doctor.in_words(report)
+
+
 def test_the_doctor_tells_the_interpreter_and_the_gil(report: dict[str, Any]) -> None:
     interpreter = report["interpreter"]
 

@@ -14,9 +14,10 @@ from tokenizers.processors import TemplateProcessing
 from engine_adapters.base import Sampling
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway.errors import BadRequest
-from gateway.generate import render_and_encode
 from gateway.model import DEMO_NAME, Model, load_models
-from gateway.types import ChatInput, TextInput
+from gateway.prepare import render_and_encode
+from gateway.tokenizer import Encoder, Structure
+from gateway.types import ChatInput, Input, Prompt, TextInput
 from tests.demo_model import CONTEXT_LENGTH, END_OF_TEXT, END_OF_TURN, FOLDER, VOCAB_SIZE, ids_of
 
 
@@ -156,6 +157,11 @@ def with_bos(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def prompt_of(model: Model, source: Input) -> Prompt:
+    library = model.tokenizer.library
+    return render_and_encode(model, Encoder(library, Structure(library)), source, may_wait=False)
+
+
 @pytest.mark.parametrize(
     ("post_processor", "config", "prefix"),
     [
@@ -173,9 +179,9 @@ def test_a_text_gets_the_bos_that_its_folder_wants(
     change(folder, "tokenizer_config.json", bos_token="<|endoftext|>", **config)
     model = Model.load("x", with_bos(folder, **config) if post_processor else folder)
 
-    prompt = render_and_encode(model, TextInput("Hello"))
+    prompt = prompt_of(model, TextInput("Hello"))
     assert [*memoryview(prompt.token_ids).cast("I")] == [*prefix, *ids_of("Hello")]
-    bare = render_and_encode(model, TextInput("Hello", add_special_tokens=False))
+    bare = prompt_of(model, TextInput("Hello", add_special_tokens=False))
     assert [*memoryview(bare.token_ids).cast("I")] == ids_of("Hello")
 
 
@@ -184,7 +190,7 @@ def test_what_a_post_processor_puts_behind_a_text_goes_there(folder: Path) -> No
     tokenizer.post_processor = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", END_OF_TURN)])
     tokenizer.save(str(folder / "tokenizer.json"))
 
-    prompt = render_and_encode(Model.load("x", folder), TextInput("Hello"))
+    prompt = prompt_of(Model.load("x", folder), TextInput("Hello"))
 
     assert [*memoryview(prompt.token_ids).cast("I")] == [*ids_of("Hello"), END_OF_TURN]
 
@@ -193,12 +199,12 @@ def test_a_bos_is_never_doubled_and_never_lost(folder: Path) -> None:
     model = Model.load("x", with_bos(folder))
     once = [END_OF_TEXT, *ids_of("Hi")]
     for source in (HI, replace(HI, add_special_tokens=True), TextInput("Hi"), TextInput("<|endoftext|>Hi")):
-        assert [*memoryview(render_and_encode(model, source).token_ids).cast("I")] == once
+        assert [*memoryview(prompt_of(model, source).token_ids).cast("I")] == once
     assert not model.warnings
 
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     model = Model.load("x", folder)
-    assert [*memoryview(render_and_encode(model, HI).token_ids).cast("I")] == ids_of("Hi"), "as transformers"
+    assert [*memoryview(prompt_of(model, HI).token_ids).cast("I")] == ids_of("Hi"), "as transformers"
     assert any("writes no <|endoftext|>" in warning for warning in model.warnings)
 
 

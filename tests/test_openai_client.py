@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ROOT, Gateway, Process, environment, eventually, wait_until_idle
+from tests.processes import ROOT, Gateway, Process, Simulator, environment, eventually, wait_until_idle
 
 QUESTION = [{"role": "user", "content": "Tell me about the sea."}]
 
@@ -180,3 +180,68 @@ def test_closing_a_stream_early_frees_the_executor(client: OpenAiClient, slow_ga
     assert len(chunks) == 3
     wait_until_idle(slow_gateway)
     assert slow_gateway.metric("gateway_requests_total", status="499") > 0
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+SCRIPT = [
+    {
+        "contains": "weather",
+        "steps": [
+            "<think>",
+            "Sunny?",
+            "</think>",
+            "I will look.",
+            "\n<tool_call>\n",
+            '{"name": "get_weather", ',
+            '"arguments": {"city": "K\u00f6ln"}}\n</tool_call>',
+        ],
+    }
+]
+
+
+@pytest.fixture(scope="module")
+def tool_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway whose executor thinks, and calls a tool when it is asked about the weather."""
+    path = tmp_path_factory.mktemp("script") / "script.json"
+    path.write_text(json.dumps(SCRIPT))
+    with (
+        Simulator("--speed", "0", "--output", f"script:{path}") as simulator,
+        Gateway(workers=[simulator.url]) as gateway,
+    ):
+        yield gateway.wait_until_ready()
+
+
+def test_a_tool_is_called_whole_and_streamed(client: OpenAiClient, tool_gateway: Gateway) -> None:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "The weather?"}], "tools": TOOLS}
+
+    (choice,) = client.chat(tool_gateway, **asked)["choices"]
+    chunks = client.chat(tool_gateway, stream=True, **asked)
+
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("get_weather", {"city": "Köln"})
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] == "I will look.\n"
+    assert choice["message"]["reasoning_content"] == "Sunny?"
+    deltas = [each["delta"] for chunk in chunks for each in chunk["choices"]]
+    parts = [part for delta in deltas for part in delta["tool_calls"] or ()]
+    assert parts[0]["function"]["name"] == "get_weather" and parts[0]["id"]
+    assert json.loads("".join(part["function"]["arguments"] for part in parts)) == {"city": "Köln"}
+    assert "".join(delta["content"] or "" for delta in deltas) == "I will look.\n"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_an_answer_to_a_tool_goes_on(client: OpenAiClient, tool_gateway: Gateway) -> None:
+    messages = [
+        {"role": "user", "content": "The forecast?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
+    ]
+
+    (choice,) = client.chat(tool_gateway, messages=messages, tools=TOOLS, max_tokens=5)["choices"]
+
+    assert choice["message"]["role"] == "assistant"

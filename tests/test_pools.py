@@ -199,6 +199,65 @@ def test_pools_share_one_budget_of_running_jobs(supervisor: Supervisor, gate: Ga
         close(pool)
 
 
+def test_a_job_shares_its_work_with_idle_threads(supervisor: Supervisor, gate: Gate) -> None:
+    pool = make(supervisor, 3)
+    eventually(lambda: pool.idle_threads == 3)
+
+    async def story() -> None:
+        task = asyncio.create_task(pool.run(pool.share, gate.job, range(5)))
+        await until(lambda: gate.inside == 3)
+        gate.open()
+        assert await task == list(range(5))
+
+    in_loop(story())
+    close(pool)
+
+
+def test_a_job_that_shares_in_a_busy_pool_does_all_of_it_itself(supervisor: Supervisor, gate: Gate) -> None:
+    # The other thread never comes free, and there is no core for it either.
+    pool = make(supervisor, 2, cores=1)
+    threads: set[int] = set()
+
+    def work(number: int) -> int:
+        threads.add(threading.get_ident())
+        return -number
+
+    async def story() -> None:
+        assert await pool.run(pool.share, work, range(100)) == [-number for number in range(100)]
+
+    in_loop(story())
+    assert len(threads) == 1
+    in_loop(stay(pool))
+    close(pool)
+
+
+def test_many_jobs_that_share_at_once_all_end(supervisor: Supervisor) -> None:
+    pool = make(supervisor, 3, cores=2)
+
+    def work(number: int) -> list[int]:
+        return pool.share(abs, [-number] * 20)
+
+    async def story() -> None:
+        found = await asyncio.gather(*(pool.run(work, number) for number in range(60)))
+        assert found == [[number] * 20 for number in range(60)]
+
+    in_loop(story())
+    assert supervisor.failure is None
+    close(pool)
+
+
+def test_an_error_in_shared_work_is_the_sharers(supervisor: Supervisor) -> None:
+    pool = make(supervisor, 2)
+
+    async def story() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(pool.share, (1).__floordiv__, [1, 0, 1])
+
+    in_loop(story())
+    assert supervisor.failure is None
+    close(pool)
+
+
 def test_a_job_that_ends_its_thread_is_a_failure(supervisor: Supervisor) -> None:
     pool = make(supervisor, 1)
 

@@ -12,7 +12,7 @@ from gateway.errors import Forbidden, Unauthorized
 def check_access(scope: Scope, config: Config) -> None:
     """Raises Unauthorized or Forbidden."""
     path: str = scope["path"]
-    if path.startswith("/v1/") and config.api_key:
+    if path.startswith(("/v1/", "/parse/")) and config.api_key:
         if not is_one_of(bearer_token(scope), config.api_key):
             raise Unauthorized("a valid API key is needed: authorization: Bearer KEY")
     elif path.startswith("/admin/"):

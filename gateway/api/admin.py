@@ -4,7 +4,7 @@ from typing import Any
 
 from gateway.api.body import Fields, read_json
 from gateway.api.reply import Scope, Send, send_json
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import Receive
 from gateway.pools import Pool
 

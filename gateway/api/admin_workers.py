@@ -7,7 +7,7 @@ from gateway.api.body import Fields, read_json
 from gateway.api.reply import Scope, Send, send_json
 from gateway.api.status import workers
 from gateway.errors import BadRequest, NotFound
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import Receive
 from gateway.routing import MAX_WEIGHT, AddressError, Worker, WorkerAddress
 

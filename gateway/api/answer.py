@@ -7,9 +7,12 @@ from typing import Any, ClassVar
 
 from gateway.api.body import Fields, read_json
 from gateway.api.reply import JSON, EventWriter, Scope, Send, json_text, quoted, send_body, server_timing
-from gateway.generate import Gateway, Output
+from gateway.errors import GatewayError
+from gateway.gateway import Gateway
+from gateway.generate import Output
 from gateway.http_loop import HttpLoop, Receive
 from gateway.model import Model
+from gateway.parsers.message import Message
 from gateway.types import Event, Finished, RequestRecord, Shape, Text, Usage
 
 
@@ -31,14 +34,16 @@ class Answer(ABC):
             f'"model":{quoted(model.name)},"system_fingerprint":{quoted(model.system_fingerprint)},"object":'
         )
         self.shape = shape
+        self.fault: GatewayError | None = None
+        """What is wrong with an answer that has been streamed: told as its last event."""
 
     @abstractmethod
     async def generate(self, output: Output) -> None:
         """Have `output` told what the model says, the choices numbered from 0."""
 
     @abstractmethod
-    def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
-        """A choice of the one reply."""
+    def whole_choice(self, index: int, message: Message, finish_reason: str) -> dict[str, Any]:
+        """A choice of the one reply; raises InvalidModelOutput."""
 
     @abstractmethod
     def opening(self, index: int) -> str:
@@ -46,7 +51,7 @@ class Answer(ABC):
 
     @abstractmethod
     def chunk(self, event: Text) -> str:
-        """The JSON of a choice that brings more text."""
+        """The JSON of a choice that brings more, empty when there is nothing to tell."""
 
     @abstractmethod
     def last_chunk(self, event: Finished) -> str:
@@ -61,7 +66,7 @@ class Answer(ABC):
         collector = Collector(self._choices, self.note)
         await self.generate(collector)
         choices = [
-            self.whole_choice(index, "".join(collector.texts[index]), collector.finish_reasons[index])
+            self.whole_choice(index, collector.messages[index], collector.finish_reasons[index])
             for index in range(self._choices)
         ]
         usage = json_text(usage_body(collector.usage))
@@ -73,6 +78,9 @@ class Answer(ABC):
         self._chunk_tail = self._tail()
         writer = EventWriter(scope, send, self._parts_of)
         await self.generate(writer)
+        if self.fault is not None:
+            await writer.flush()
+            raise self.fault
         await writer.end()
 
     def _parts_of(self, event: Event) -> bytes:
@@ -82,7 +90,8 @@ class Answer(ABC):
         match event:
             case Text():
                 opening = self._opening(event.index) if event.index in self._unopened else ""
-                return f"{opening}{self._chunk_head}{self.chunk(event)}{self._chunk_tail}".encode()
+                chunk = self.chunk(event)
+                return f"{opening}{self._chunk_head}{chunk}{self._chunk_tail}".encode() if chunk else opening.encode()
             case Finished():
                 opening = self._opening(event.index) if event.index in self._unopened else ""
                 return f"{opening}{self._chunk_head}{self.last_chunk(event)}{self._chunk_tail}".encode()
@@ -104,6 +113,8 @@ class Answer(ABC):
         return '],"usage":null}\n\n' if self.shape.include_usage else "]}\n\n"
 
     def _end(self, usage: Usage) -> bytes:
+        if self.fault is not None:
+            return b""
         timing = f": server-timing {server_timing(self._record)}\n\n" if self._record.wants_timing else ""
         body = json_text(usage_body(usage))
         chunk = f'{self._chunk_head}],"usage":{body}}}\n\n' if self.shape.include_usage else ""
@@ -114,7 +125,7 @@ class Collector:
     """An `Output` that keeps everything, for the one reply."""
 
     def __init__(self, choices: int, note: Callable[[Text], None]) -> None:
-        self.texts: list[list[str]] = [[] for _ in range(choices)]
+        self.messages = [Message() for _ in range(choices)]
         self.finish_reasons = [""] * choices
         self.usage = Usage(0, 0, 0)
         self._note = note
@@ -122,7 +133,7 @@ class Collector:
     def put(self, event: Event) -> bool:
         match event:
             case Text():
-                self.texts[event.index].append(event.text)
+                self.messages[event.index].add_event(event)
                 self._note(event)
             case Finished():
                 self.finish_reasons[event.index] = event.finish_reason
@@ -162,4 +173,5 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }

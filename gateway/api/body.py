@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from gateway import log
 from gateway.config import Config
 from gateway.errors import BadRequest, BodyTimeout, BodyTooLarge, ClientLeft, UnsupportedMediaType
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import Receive
 
 POOL_BYTES = 1_000_000

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +12,19 @@ from gateway.api.body import Fields
 from gateway.api.logprobs import CompletionLogprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, column, read_request, read_shape, refuse_unfit
 from gateway.api.reply import json_text, on_one_line, quoted
-from gateway.generate import Gateway, Output, generate, prepare
+from gateway.gateway import Gateway
+from gateway.generate import Output, generate
 from gateway.http_loop import HttpLoop
 from gateway.model import Model
+from gateway.parsers.message import Message
+from gateway.prepare import prepare
+from gateway.submissions import refuse_oversized
 from gateway.types import (
     Event,
     Finished,
     GenerateRequest,
     Input,
+    Prompt,
     RequestRecord,
     Shape,
     Text,
@@ -113,30 +119,32 @@ class CompletionAnswer(Answer):
     async def generate(self, output: Output) -> None:
         """All prompts at once; the first that fails ends the others."""
         if len(self._jobs) == 1:
-            await self._generate_one(self._jobs[0], self._record, output)
+            (job,) = self._jobs
+            await self._generate_one(job, await self._prepare(job, self._record), self._record, output)
             return
         received, routing_key = self._record.received, self._record.routing_key
         records = [RequestRecord(job.request.request_id, received, routing_key=routing_key) for job in self._jobs]
         total = Total(output, self._record, records, self.shape.continuous_usage)
-        tasks = [
-            asyncio.create_task(self._generate_flushed(job, record, total))
-            for job, record in zip(self._jobs, records, strict=True)
-        ]
+        work = list(zip(self._jobs, records, strict=True))
         try:
-            await asyncio.gather(*tasks)
+            # All of them before the first is answered: what does not fit is refused with a status.
+            prompts = await together([self._prepare(job, record) for job, record in work])
+            await together(
+                [
+                    self._generate_flushed(job, prompt, record, total)
+                    for (job, record), prompt in zip(work, prompts, strict=True)
+                ]
+            )
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             total.sum_up()
         output.put(total.usage)
 
     def note(self, event: Text) -> None:
         self._logprobs[event.index] = joined(self._logprobs[event.index], self._logprobs_of(event))
 
-    def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
+    def whole_choice(self, index: int, message: Message, finish_reason: str) -> dict[str, Any]:
         logprobs = joined(self._prompt_logprobs[index], self._logprobs[index])
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "text": message.content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def opening(self, index: int) -> str:
         return ""
@@ -154,18 +162,26 @@ class CompletionAnswer(Answer):
             return None
         return self._counters[event.index].of(event.token_ids, event.logprobs)
 
-    async def _generate_one(self, job: Job, record: RequestRecord, output: Output) -> None:
+    async def _prepare(self, job: Job, record: RequestRecord) -> Prompt:
+        """Raises BadRequest when the prompt does not fit."""
+        model = self._gateway.model(job.request.model)
+        prompt = await prepare(self._gateway, self._loop, model, job.request, record)
+        refuse_oversized(model, job.request, prompt)
+        return prompt
+
+    async def _generate_one(self, job: Job, prompt: Prompt, record: RequestRecord, output: Output) -> None:
         """One prompt's answers, under the numbers of its choices; with `echo`, they begin with the prompt."""
         request, text = job.request, ""
         if job.echo:
-            request, text = await self._echo(request, record)
+            request, text = self._echo(request, prompt)
             for index in range(job.first_index, job.first_index + request.n):
                 self._counters[index].skip(text)
-        await generate(self._gateway, self._loop, request, record, Numbered(self, job, request, output, text))
+        numbered = Numbered(self, job, request, output, text)
+        await generate(self._gateway, self._loop, request, record, numbered, prompt)
 
-    async def _generate_flushed(self, job: Job, record: RequestRecord, output: Output) -> None:
+    async def _generate_flushed(self, job: Job, prompt: Prompt, record: RequestRecord, output: Output) -> None:
         """The same, one prompt among several: its end does not wait for theirs."""
-        await self._generate_one(job, record, output)
+        await self._generate_one(job, prompt, record, output)
         await output.flush()
 
     def note_prompt(self, job: Job, request: GenerateRequest, logprobs: Logprobs) -> None:
@@ -177,13 +193,23 @@ class CompletionAnswer(Answer):
             for index in range(job.first_index, job.first_index + request.n):
                 self._prompt_logprobs[index] = of_prompt
 
-    async def _echo(self, request: GenerateRequest, record: RequestRecord) -> tuple[GenerateRequest, str]:
+    def _echo(self, request: GenerateRequest, prompt: Prompt) -> tuple[GenerateRequest, str]:
         """The request with its prompt as the tokens it will be, and these as text."""
         model = self._gateway.model(request.model)
-        prompt = await prepare(self._gateway, model, request, record)
         shown = memoryview(prompt.token_ids).cast("I")[hidden_tokens(model, request.input, prompt.token_ids) :]
         text = model.tokenizer.decode(shown.tolist(), skip_special_tokens=False)
         return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
+
+
+async def together[Result](work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of all of them, at once; the first that fails ends the others and is raised."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(slots=True)
@@ -261,6 +287,7 @@ STAGES_OF_THE_FIRST = (
     "tokenize_seconds",
     "queue_seconds",
     "handoff_seconds",
+    "token_cache",
 )
 """What the whole request waited for is what its first token waited for."""
 CHUNK = '{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}'

@@ -13,7 +13,8 @@ from gateway.types import GenerateRequest, Input, OutputOptions, Shape
 
 MAX_ANSWERS = 128
 MAX_LOGPROBS = 20
-MAX_STOPS = 16
+MAX_STOPS = 4096
+MAX_STOP_CHARACTERS = 65_536
 MAX_TOKENS = (1 << 31) - 1
 MAX_SEED = 1 << 63
 MAX_PRIORITY = (1 << 31) - 1
@@ -22,7 +23,7 @@ MAX_KV_PRIORITY = 100
 MAX_DURATION_MS = 1000 * 60 * 60 * 24 * 365
 MAX_DIGITS = 10
 """Of a token id."""
-ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
+ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's that ask nothing of a gateway."""
 
 
@@ -103,8 +104,11 @@ def given[Number](value: Number | None, default: Number | None) -> Number | None
 
 
 def read_output(fields: Fields) -> OutputOptions:
+    stop = fields.texts("stop", MAX_STOPS)
+    if sum(map(len, stop)) > MAX_STOP_CHARACTERS:
+        fields.refuse("stop", f"must not have more than {MAX_STOP_CHARACTERS} characters in all")
     return OutputOptions(
-        stop=fields.texts("stop", MAX_STOPS),
+        stop=stop,
         include_stop=fields.boolean("include_stop_str_in_output"),
         skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
     )

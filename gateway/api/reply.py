@@ -61,11 +61,17 @@ def stages(record: RequestRecord) -> dict[str, float]:
 
 
 def server_timing(record: RequestRecord) -> str:
-    """The stages a request has passed, as the header of that name has them: milliseconds each."""
+    """The stages a request has passed, as the header of that name has them: milliseconds each.
+
+    What the token cache knew of the prompt (hit, part, miss, off) is the description of `tokenize`.
+    """
     passed = stages(record)
     if record.first_token and record.last_token:
         passed["decode"] = record.last_token - record.first_token
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in passed.items())
+    entries = {name: f"{name};dur={seconds * 1000:.3f}" for name, seconds in passed.items()}
+    if record.token_cache:
+        entries["tokenize"] += f';desc="{record.token_cache}"'
+    return ", ".join(entries.values())
 
 
 async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> None:
@@ -104,6 +110,8 @@ class EventWriter:
 
     def put(self, event: Event) -> bool:
         part = self._parts_of(event)
+        if not part:
+            return True
         if self._write_now is not None and not self._unsent and type(event) is Text and self._write_now(part):
             return True
         self._unsent.append(part)

@@ -4,9 +4,10 @@ import time
 from typing import Any
 
 from gateway.api.reply import Scope, Send, send_body, send_json
-from gateway.generate import Gateway
+from gateway.gateway import Gateway
 from gateway.http_loop import Receive
 from gateway.model import Model
+from gateway.parsers.detect import Choice
 
 STARTED = int(time.time())
 
@@ -64,9 +65,15 @@ class Models:
             "max_model_len": model.context_length,
             "vocab_size": model.tokenizer.vocab_size,
             "engines": sorted({f"{info.engine} {info.engine_version}".strip() for info in infos}),
+            "tool_parser": describe(model.formats.calls),
+            "reasoning_parser": describe(model.formats.reasoning),
             "features": sorted(frozenset.intersection(*(info.features for info in infos)) if infos else ()),
         }
         return described | {"root": model.parent, "parent": model.parent} if model.parent else described
+
+
+def describe(choice: Choice[Any]) -> dict[str, str]:
+    return {"name": choice.name, "why": choice.why}
 
 
 def unready(gateway: Gateway) -> list[str]:

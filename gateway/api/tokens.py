@@ -4,8 +4,9 @@ from gateway.api.body import Fields, read_json
 from gateway.api.conversation import read_conversation
 from gateway.api.lowering import read_token_ids
 from gateway.api.reply import Scope, Send, send_json
-from gateway.generate import Gateway, prepare
+from gateway.gateway import Gateway
 from gateway.http_loop import Receive
+from gateway.prepare import prepare
 from gateway.types import GenerateRequest, Input, TextInput
 
 
@@ -22,8 +23,9 @@ class Tokenize:
         record.model = model.name
         request = GenerateRequest(record.request_id, model.name, read_input(fields))
         wants_texts = fields.boolean("return_token_strs")
-        async with scope["state"]["loop"].answering(scope, receive):
-            prompt = await prepare(gateway, model, request, record)
+        loop = scope["state"]["loop"]
+        async with loop.answering(scope, receive):
+            prompt = await prepare(gateway, loop, model, request, record)
             token_ids = memoryview(prompt.token_ids).cast("I").tolist()
             texts = [model.tokenizer.table.token_text(token_id) for token_id in token_ids] if wants_texts else None
             body = {"count": len(token_ids), "max_model_len": model.context_length, "tokens": token_ids}

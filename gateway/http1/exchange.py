@@ -253,7 +253,8 @@ class Exchange:
         if not self._keeps_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"date: %b\r\n" % self._connection.serving.date())
-        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, PHRASES.get(status, b""), b"".join(lines))
+        phrase = PHRASES[status] if status in PHRASES else b""
+        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, phrase, b"".join(lines))
 
     def _framing_of(self, status: int, has_length: bool) -> str:
         if self._head.method == "HEAD" or status in (204, 304):

@@ -1,5 +1,66 @@
 """Stop strings, found wherever the pieces of the text are cut."""
 
+from collections import deque
+
+ROOT = 0
+
+
+class StopStrings:
+    """Some stop strings as an automaton (Aho and Corasick 1975), shared by all answers of a request and never changed.
+
+    Making it takes about a microsecond a character. States are numbers; a state stands for the longest end of the text
+    that begins a stop string.
+    """
+
+    __slots__ = ("_ends", "_fallback", "_next", "depth", "first")
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.first = frozenset(stop[0] for stop in stops)
+        self.depth = [0]
+        self._next: list[dict[str, int]] = [{}]
+        self._ends: list[str | None] = [None]
+        for stop in stops:
+            self._add(stop)
+        self._fallback = [ROOT] * len(self._next)
+        self._link()
+
+    def step(self, state: int, character: str) -> int:
+        """The state behind one more character."""
+        while True:
+            following = self._next[state].get(character)
+            if following is not None:
+                return following
+            if state == ROOT:
+                return ROOT
+            state = self._fallback[state]
+
+    def found(self, state: int) -> str | None:
+        """The stop string that is complete in a state, the longest of several."""
+        return self._ends[state]
+
+    def _add(self, stop: str) -> None:
+        state = ROOT
+        for character in stop:
+            following = self._next[state].get(character)
+            if following is None:
+                following = self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._ends.append(None)
+                self.depth.append(self.depth[state] + 1)
+            state = following
+        self._ends[state] = stop
+
+    def _link(self) -> None:
+        """Where each state falls back to, breadth first: the longest proper end of it that is a state too."""
+        states = deque(self._next[ROOT].values())
+        while states:
+            state = states.popleft()
+            for character, following in self._next[state].items():
+                fallback = self._fallback[following] = self.step(self._fallback[state], character)
+                if self._ends[following] is None:
+                    self._ends[following] = self._ends[fallback]
+                states.append(following)
+
 
 class StopScanner:
     """Passes text on up to the first stop string, or including it if asked; all after it is dropped.
@@ -7,46 +68,37 @@ class StopScanner:
     Of several, the one that is complete first wins, and of those the one that began first, however the text is cut.
     """
 
-    __slots__ = ("_held", "_include_stop", "_longest", "_stops", "matched")
+    __slots__ = ("_held", "_include_stop", "_state", "_stops", "matched")
 
-    def __init__(self, stops: tuple[str, ...], include_stop: bool = False) -> None:
+    def __init__(self, stops: StopStrings, include_stop: bool = False) -> None:
         self._stops = stops
         self._include_stop = include_stop
-        self._longest = max(map(len, stops), default=0)
+        self._state = ROOT
         self._held = ""
         self.matched: str | None = None
 
     def feed(self, text: str) -> str:
         """The text that cannot belong to a stop string any more."""
-        if not self._stops:
+        if self._state == ROOT and self.matched is None and self._stops.first.isdisjoint(text):
             return text
         if self.matched is not None:
             return ""
+        stops, state = self._stops, self._state
+        for position, character in enumerate(text):
+            state = stops.step(state, character)
+            if (stop := stops.found(state)) is not None:
+                return self._end(stop, self._held + text[: position + 1])
+        self._state = state
         text = self._held + text
-        match = self._first_match(text)
-        if match is not None:
-            end, start = match
-            self.matched = next(stop for stop in self._stops if text[start:end] == stop)
-            self._held = ""
-            return text[: end if self._include_stop else start]
-        certain = len(text) - self._held_back(text)
+        certain = len(text) - stops.depth[state]
         self._held = text[certain:]
         return text[:certain]
 
     def flush(self) -> str:
         """What was held back in case a stop string was beginning."""
-        held, self._held = self._held, ""
+        held, self._held, self._state = self._held, "", ROOT
         return held
 
-    def _first_match(self, text: str) -> tuple[int, int] | None:
-        """(end, start) of the match that ends first."""
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        return min(found, default=None)
-
-    def _held_back(self, text: str) -> int:
-        """How many characters at the end of `text` may be the start of a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            tail = text[-length:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return length
-        return 0
+    def _end(self, stop: str, text: str) -> str:
+        self.matched, self._held = stop, ""
+        return text if self._include_stop else text[: -len(stop)]

@@ -6,12 +6,13 @@ are switched off there, since setting them later on a shared tokenizer is a race
 
 import json
 from array import array
+from collections.abc import Collection
 from pathlib import Path
 
 import tokenizers
 
 from engine_adapters import tokenizer_file
-from gateway.tokenizer.detokenize import DetokenizerTable
+from gateway.tokenizer.detokenize import DetokenizerTable, Piece, piece_of
 from gateway.tokenizer.special_tokens import SpecialTokens, read_special_tokens
 from gateway.tokenizer.tokenizer_files import load_tokenizer
 
@@ -32,6 +33,7 @@ class Tokenizer:
         self.fingerprint = tokenizer_file.fingerprint(vocabulary)
         added = tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.added_tokens = {token.content: token_id for token_id, token in added.items()}
         pieces = self._pieces(vocabulary) if _is_byte_level(tokenizer) else None
         self.table = DetokenizerTable.of(tokenizer, special_ids, pieces)
 
@@ -41,13 +43,26 @@ class Tokenizer:
         tokenizer = load_tokenizer(folder)
         return cls(tokenizer, read_special_tokens(folder, tokenizer))
 
+    def show_markers(self, markup: Collection[str]) -> None:
+        """Special tokens that are a part of `markup` get a text for who asks the table; before its first use."""
+        found = [token_id for token, token_id in self.added_tokens.items() if any(token in tag for tag in markup)]
+        self.table = self.table.with_markers(self.table.special_ids.intersection(found))
+
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's own; not to be changed."""
+        return self._tokenizer
+
     def encode(self, text: str) -> bytes:
-        """The ids of `text`, special tokens in it recognised, none added, as little-endian u32."""
+        """The ids of `text`, special tokens in it recognised, none added, as little-endian u32.
+
+        By the library, from beginning to end; what prompts go through is `Encoder`.
+        """
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return array("I", encoding.ids).tobytes()
 
@@ -55,10 +70,10 @@ class Tokenizer:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def _pieces(self, vocabulary: dict[str, int]) -> list[bytes]:
-        pieces = [b""] * self.vocab_size
+    def _pieces(self, vocabulary: dict[str, int]) -> list[Piece]:
+        pieces: list[Piece] = [""] * self.vocab_size
         for token, token_id in vocabulary.items():
-            pieces[token_id] = _byte_level(token)
+            pieces[token_id] = piece_of(_byte_level(token))
         return pieces
 
 

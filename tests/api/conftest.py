@@ -1,10 +1,12 @@
 """Executors that can do all that an engine may and say what a test tells them to, and their gateways."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from engine_adapters.base import FEATURES
+from tests.api.dialogue import Conversation
 from tests.executor import FakeExecutor, demo_info
 from tests.processes import Gateway
 
@@ -49,3 +51,8 @@ def patient_executor(all_patient_executor: FakeExecutor, hasty_gateway: Gateway)
     all_patient_executor.start_anew()
     hasty_gateway.wait_until_ready()
     return all_patient_executor
+
+
+@pytest.fixture
+def conversation(able_executor: FakeExecutor, able_gateway: Gateway, background: ThreadPoolExecutor) -> Conversation:
+    return Conversation(able_executor, able_gateway, background)

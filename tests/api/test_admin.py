@@ -19,7 +19,7 @@ from tests.executor import FakeExecutor
 from tests.processes import PATIENCE, Gateway, eventually
 
 PATH = "/admin/pools"
-LONG = "Ein größerer Satz über 世界 und 🦊. " * 15000
+LONG = "Ein größerer Satz über 世界 und 🦊. " * 5000
 
 
 def state(gateway: Gateway) -> dict[str, Any]:
@@ -116,8 +116,10 @@ def test_a_pool_grows_while_jobs_wait_and_shrinks_when_they_are_done(
     patient_executor: FakeExecutor, hasty_gateway: Gateway, background: ThreadPoolExecutor
 ) -> None:
     patch(hasty_gateway, {"tokenize": {"minimum": 1, "maximum": 3}})
-    request = completions.body(LONG, truncate_prompt_tokens=10)
-    responses = [background.submit(hasty_gateway.client.post, completions.PATH, json=request) for _ in range(8)]
+    bodies = [
+        completions.body(completions.hard_text(number, 300_000), truncate_prompt_tokens=10) for number in range(8)
+    ]
+    responses = [background.submit(hasty_gateway.client.post, completions.PATH, json=body) for body in bodies]
 
     eventually(lambda: state(hasty_gateway)["threads"] > 1, "growth")
     for _ in responses:

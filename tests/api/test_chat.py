@@ -77,7 +77,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("stop", {"stop": {"a": 1}}),
     ("stop[1]", {"stop": ["a", ""]}),
     ("stop[0]", {"stop": [None]}),
-    ("stop", {"stop": ["a"] * 17}),
+    ("stop", {"stop": ["a"] * 4097}),
     ("stream", {"stream": "yes"}),
     ("stream", {"stream": 1}),
     ("stream_options", {"stream_options": [], "stream": True}),

@@ -168,8 +168,8 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("chat_template_kwargs", {"chat_template_kwargs": ["tools"]}),
     ("stream_options", {"stream_options": {"continuous_usage_stats": True}}),
     ("stream_options.continuous_usage_stats", {"stream_options": {"continuous_usage_stats": 1}, "stream": True}),
-    ("tools", {"tools": [{"type": "function"}]}),
-    ("response_format.type", {"response_format": {"type": "json_object"}}),
+    ("tools[0].function.name", {"tools": [{"type": "function"}]}),
+    ("response_format.type", {"response_format": {"type": "yaml"}}),
 ]
 
 

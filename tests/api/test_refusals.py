@@ -74,8 +74,8 @@ def test_admin_takes_json_only_too(gateway: Gateway) -> None:
 
 
 def test_a_full_queue_refuses_and_serves_on(hasty_gateway: Gateway, background: ThreadPoolExecutor) -> None:
-    too_long = completions.body("Ein größerer Satz über 世界 und 🦊. " * 2500)
-    responses = [background.submit(hasty_gateway.client.post, completions.PATH, json=too_long) for _ in range(24)]
+    bodies = [completions.body(completions.hard_text(number, 200_000)) for number in range(24)]
+    responses = [background.submit(hasty_gateway.client.post, completions.PATH, json=body) for body in bodies]
 
     statuses = Counter(response.result().status_code for response in responses)
     assert statuses.keys() == {400, 429}
@@ -85,7 +85,7 @@ def test_a_full_queue_refuses_and_serves_on(hasty_gateway: Gateway, background: 
             error = refusal(response.result(), 429)
             assert (error["type"], error["code"]) == ("overloaded_error", "overloaded")
             assert "queue is full" in error["message"]
-    refusal(hasty_gateway.client.post(completions.PATH, json=too_long), 400)
+    refusal(hasty_gateway.client.post(completions.PATH, json=bodies[0]), 400)
 
 
 # --- 504

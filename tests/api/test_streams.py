@@ -118,7 +118,7 @@ def timing_of(text: str) -> dict[str, float]:
     """The milliseconds of each stage."""
     stages = {}
     for part in text.split(", "):
-        match = re.fullmatch(r"([a-z]+);dur=(\d+\.\d\d)", part)
+        match = re.fullmatch(r"([a-z]+);dur=(\d+\.\d\d\d)(?:;desc=\"(?:hit|part|miss)\")?", part)
         assert match, text
         stages[match[1]] = float(match[2])
     return stages

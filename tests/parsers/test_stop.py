@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.parsers.stop import StopScanner
+from gateway.parsers.stop import StopScanner, StopStrings
 
 # Few letters, so that stop strings overlap with themselves, each other and the text.
 TEXTS = st.text("ab", max_size=30)
@@ -12,7 +12,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4).map(tuple)
 
 def run(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, str | None]:
     """The text passed on and the stop string found."""
-    scanner = StopScanner(stops)
+    scanner = StopScanner(StopStrings(stops))
     text = "".join(map(scanner.feed, pieces))
     return text + scanner.flush(), scanner.matched
 
@@ -48,7 +48,7 @@ def test_one_letter_at_a_time_is_as_good_as_all_at_once(stops: tuple[str, ...], 
 
 @given(stops=STOPS, text=TEXTS)
 def test_no_more_is_held_back_than_may_begin_a_stop_string(stops: tuple[str, ...], text: str) -> None:
-    scanner = StopScanner(stops)
+    scanner = StopScanner(StopStrings(stops))
     passed = "".join(map(scanner.feed, text))
     held = text[len(passed) :]
 
@@ -62,9 +62,16 @@ def test_without_stop_strings_text_passes_untouched() -> None:
 
 
 def test_after_a_match_everything_is_dropped() -> None:
-    scanner = StopScanner(("stop",))
+    scanner = StopScanner(StopStrings(("stop",)))
 
     assert scanner.feed("go stop go") == "go "
     assert scanner.feed("on and on") == ""
     assert scanner.flush() == ""
     assert scanner.matched == "stop"
+
+
+def test_thousands_of_stop_strings_are_found_like_a_few() -> None:
+    stops = tuple("a" * length + "b" for length in range(1, 120)) + tuple(f"<{number}>" for number in range(3000))
+
+    assert run(stops, ["aaa", "aaac<29", "99", ">b"]) == ("aaaaaac", "<2999>")
+    assert run(stops, ["a" * 200, "a", "bc"]) == ("a" * 82, "a" * 119 + "b")

@@ -3,13 +3,13 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.parsers.stop import StopScanner
+from gateway.parsers.stop import StopScanner, StopStrings
 from tests.parsers.test_stop import STOPS, TEXTS, cut, reference
 
 
 def run(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, str | None]:
     """The text passed on, the stop string included, and the stop string found."""
-    scanner = StopScanner(stops, include_stop=True)
+    scanner = StopScanner(StopStrings(stops), include_stop=True)
     text = "".join(map(scanner.feed, pieces))
     return text + scanner.flush(), scanner.matched
 
@@ -27,7 +27,7 @@ def test_the_stop_string_is_the_end_of_the_text_however_it_is_cut(
 
 @given(stops=STOPS, text=TEXTS)
 def test_what_is_passed_on_is_always_a_beginning_of_the_text(stops: tuple[str, ...], text: str) -> None:
-    scanner = StopScanner(stops, include_stop=True)
+    scanner = StopScanner(StopStrings(stops), include_stop=True)
     passed = ""
     for letter in text:
         passed += scanner.feed(letter)
@@ -36,7 +36,7 @@ def test_what_is_passed_on_is_always_a_beginning_of_the_text(stops: tuple[str, .
 
 
 def test_nothing_follows_an_included_stop_string() -> None:
-    scanner = StopScanner(("stop",), include_stop=True)
+    scanner = StopScanner(StopStrings(("stop",)), include_stop=True)
 
     assert scanner.feed("go st") == "go "
     assert scanner.feed("op go") == "stop"

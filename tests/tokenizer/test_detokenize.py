@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gateway.tokenizer import DetokenizerTable, Tokenizer
+from gateway.tokenizer.detokenize import piece_of
 from tests.demo_model import TOKENIZER, VOCAB_SIZE, ids_of, text_of
 
 CUTS = st.lists(st.integers(0, 1000), max_size=10)
@@ -57,7 +58,7 @@ def test_any_bytes_in_any_pieces_give_the_full_decode(
     byte_level: DetokenizerTable, data: bytes, places: list[int]
 ) -> None:
     assert byte_level.pieces is not None
-    token_ids = [byte_level.pieces.index(bytes([byte])) for byte in data]
+    token_ids = [byte_level.pieces.index(piece_of(bytes([byte]))) for byte in data]
 
     assert run(byte_level, cut(token_ids, places)) == text_of(token_ids) == data.decode(errors="replace")
 
@@ -80,13 +81,13 @@ def test_ids_beyond_the_vocabulary_are_counted_and_have_no_text(byte_level: Deto
     assert detokenizer.unknown == 2
 
 
-def test_a_copy_of_a_table_shares_no_bytes(byte_level: DetokenizerTable) -> None:
+def test_a_copy_of_a_table_shares_no_pieces(byte_level: DetokenizerTable) -> None:
     copy = byte_level.copy()
 
     assert copy.pieces == byte_level.pieces
     assert copy.pieces is not None and byte_level.pieces is not None
     shared = [one for one, two in zip(copy.pieces, byte_level.pieces, strict=True) if one is two]
-    assert max(map(len, shared), default=0) <= 1, "only the interpreter's own single bytes may be shared"
+    assert max(map(len, shared), default=0) <= 1, "only the interpreter's own single characters may be shared"
 
 
 def metaspace_bpe() -> tokenizers.Tokenizer:

@@ -1,0 +1,65 @@
+"""A request's input to its prompt: rendered, then tokenized, where that costs the least."""
+
+import time
+from dataclasses import replace
+
+from gateway.gateway import Gateway
+from gateway.http_loop import HttpLoop
+from gateway.metrics import STAGE, TOKEN_CACHE_LOOKUPS, TOKEN_CACHE_TOKENS, Cells
+from gateway.model import Model
+from gateway.pools import INLINE_CHARACTERS
+from gateway.tokenizer import Encoder
+from gateway.types import Encoded, GenerateRequest, Input, Prompt, RequestRecord, TextInput, TokensInput
+
+
+async def prepare(
+    gateway: Gateway, loop: HttpLoop, model: Model, request: GenerateRequest, record: RequestRecord
+) -> Prompt:
+    """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
+    started = time.monotonic()
+    encoder, source = gateway.encoders[model.served_by], request.input
+    is_known = isinstance(source, TextInput) and encoder.knows(source.text)
+    if is_known or source.characters < INLINE_CHARACTERS:
+        prompt = render_and_encode(model, encoder, source, False)
+    else:
+        prompt = await gateway.tokenize.run(render_and_encode, model, encoder, source, True)
+    if prompt.encoded is not None:
+        record.token_cache = prompt.encoded.outcome
+        count_lookup(loop.cells, model.name, prompt.encoded)
+    if request.truncate_prompt_tokens is not None:
+        prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
+    record.prepared = time.monotonic()
+    record.prompt_tokens = prompt.length
+    record.render_seconds = prompt.render_seconds
+    record.tokenize_seconds = prompt.tokenize_seconds
+    record.queue_seconds = max(0.0, record.prepared - started - prompt.render_seconds - prompt.tokenize_seconds)
+    return prompt
+
+
+def count_lookup(cells: Cells, model: str, encoded: Encoded) -> None:
+    if encoded.outcome == "off":
+        return
+    counts = (
+        ("prompt", "hit", encoded.outcome == "hit"),
+        ("prompt", "miss", encoded.outcome != "hit"),
+        ("segment", "hit", encoded.segment_hits),
+        ("segment", "miss", encoded.segment_misses),
+    )
+    for level, outcome, count in counts:
+        if count:
+            cells.add(TOKEN_CACHE_LOOKUPS, (model, level, outcome), count)
+    cells.add(TOKEN_CACHE_TOKENS, (model,), encoded.known_tokens)
+    cells.observe(STAGE, (model, "lookup"), encoded.lookup_seconds)
+
+
+def render_and_encode(model: Model, encoder: Encoder, source: Input, may_wait: bool) -> Prompt:
+    if isinstance(source, TokensInput):
+        return Prompt(source.token_ids)
+    started = time.monotonic()
+    text, opens_reasoning = (source.text, None) if isinstance(source, TextInput) else model.templates.render(source)
+    rendered = time.monotonic()
+    encoded = encoder.encode(text, may_wait)
+    token_ids = encoded.token_ids
+    if source.add_special_tokens:
+        token_ids = model.tokenizer.specials.around(token_ids)
+    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning, encoded)
