@@ -76,7 +76,8 @@ class KvTranslator:
             token_ids.extend(tokens)
         if not hashes:
             return None
-        return KvStored(_as_u64(data.get("parent_hash") or 0), tuple(hashes), token_ids.tobytes(), dp_rank=rank)
+        parent_hash, lora_id = _as_u64(data.get("parent_hash") or 0), data["blocks"][0].get("lora_id") or 0
+        return KvStored(parent_hash, tuple(hashes), token_ids.tobytes(), dp_rank=rank, lora_id=lora_id)
 
 
 def _as_u64(block_hash: int) -> int:
