@@ -10,6 +10,8 @@ TESTS ?=
 gateway_python := .venv/bin/python3.13t
 tools := .venv-tools/bin
 pytest := PYTHON_GIL=0 $(gateway_python) -m pytest
+# A process for each core; the tests of a file share their gateways.
+side_by_side := -n auto --maxprocesses 4 --dist loadfile
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,11 +23,11 @@ run: setup  ## the gateway, with ARGS="--port 9000 ..."
 	@exec $(gateway_python) -m gateway $(ARGS)
 
 test: lint  ## lint, types and all tests, with TESTS="tests/test_x.py -k name"
-	$(pytest) $(TESTS)
+	$(pytest) $(side_by_side) $(TESTS)
 
 test-gil:  ## the tests on a GIL CPython 3.13
 	@bash setup/bootstrap.sh --tools --gil
-	.venv-gil/bin/python -m pytest $(TESTS)
+	.venv-gil/bin/python -m pytest $(side_by_side) $(TESTS)
 
 lint:  ## ruff and mypy
 	@bash setup/bootstrap.sh --tools
