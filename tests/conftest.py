@@ -38,9 +38,10 @@ def tools_python() -> Path:
     return path
 
 
+HAS_GRANIAN = IS_FREE_THREADED_BUILD and find_spec("granian") is not None
 SERVERS = (
     "hypercorn",
-    pytest.param("granian", marks=pytest.mark.skipif(find_spec("granian") is None, reason="granian is optional")),
+    pytest.param("granian", marks=pytest.mark.skipif(not HAS_GRANIAN, reason="optional, and tested without a GIL")),
 )
 
 

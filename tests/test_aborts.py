@@ -168,6 +168,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(executor: FakeExecutor, act
             executor.say(submit, *ids_of(" there"))
             assert chat.first_text(events) == " there"
             executor.finish(submit)
+            assert [*events][-1] == chat.DONE
 
     assert executor.next_abort() == silent.stream_id
     executor.finish(silent, FinishReason.ABORTED)

@@ -11,7 +11,7 @@ import pytest
 
 from gateway import doctor
 from tests.executor import FakeExecutor, demo_info
-from tests.processes import IS_FREE_THREADED_BUILD, ROOT, Gateway, environment
+from tests.processes import GIL_ARGUMENTS, IS_FREE_THREADED_BUILD, ROOT, Gateway, environment
 
 needs_free_threading = pytest.mark.skipif(not IS_FREE_THREADED_BUILD, reason="this build has a GIL in any case")
 needs_a_gil = pytest.mark.skipif(IS_FREE_THREADED_BUILD, reason="this build can do without the GIL")
@@ -120,11 +120,11 @@ def test_the_help_names_every_option_and_command() -> None:
 @pytest.mark.slow
 def test_a_parser_that_is_not_there_is_refused_with_those_that_are() -> None:
     for option in ("--tool-parser", "--reasoning-parser"):
-        result = run(option, "qwen4", "--port", "0")
+        result = run(*GIL_ARGUMENTS, option, "qwen4", "--port", "0")
         assert result.returncode == 2
         assert "qwen4" in result.stderr and "kimi_k2" in result.stderr and "qwen3" in result.stderr
 
-    assert "no model is named 'other'" in run("--tool-parser", "other=hermes", "--port", "0").stderr
+    assert "no model is named 'other'" in run(*GIL_ARGUMENTS, "--tool-parser", "other=hermes", "--port", "0").stderr
 
 
 def test_the_doctor_tells_how_answers_are_read(report: dict[str, Any]) -> None:
