@@ -22,7 +22,9 @@ class Leg:
     def start(self, submission: Submission, mailbox: Mailbox[Batch]) -> None:
         self.phase = submission.phase
         self._stream = Stream(mailbox, submission.request_id, submission.n)
-        self.lease.worker.session.start(self._stream, replace(submission, dp_rank=self.lease.dp_rank), self.lease)
+        if submission.dp_rank != self.lease.dp_rank:
+            submission = replace(submission, dp_rank=self.lease.dp_rank)
+        self.lease.worker.session.start(self._stream, submission, self.lease)
 
     async def pump(self, take: Take) -> bool:
         """`Stream.pump`."""

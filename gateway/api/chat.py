@@ -1,7 +1,7 @@
 """/v1/chat/completions: its body lowered, its choices as messages and deltas."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from engine_adapters.base import Constraint
@@ -12,7 +12,7 @@ from gateway.api.checks import Checks
 from gateway.api.conversation import read_conversation
 from gateway.api.deltas import delta_of, message_of
 from gateway.api.logprobs import chat_logprobs
-from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, read_request, read_shape, refuse_unfit
+from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, Wanted, read_request, read_shape, refuse_unfit
 from gateway.api.reply import json_text, on_one_line, quoted
 from gateway.api.structured import Structure, read_structure
 from gateway.api.tools import ToolUse, forced_calls, read_tool_use, tagged_calls
@@ -35,14 +35,14 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     refuse_unfit(fields, NOT_YET, "is not supported yet")
     use, source = read_tool_use(fields, read_conversation(fields))
     structure = read_structure(fields)
-    request = read_request(fields, record.request_id, model, source, read_logging(fields), default_max_tokens=None)
-    request = replace(request, reading=use.reading(*read_separation(fields)))
     form = form_of(fields, use, structure, gateway, model)
+    wanted = Wanted(use.reading(*read_separation(fields)), form.constraint, form.is_wish)
+    request = read_request(fields, record.request_id, model, source, read_logging(fields), None, wanted)
     shape = read_shape(fields)
     fields.log_unread(ACCEPTED)
     if use.mode == "auto" and model.formats.calls.family is None:
         warn_of_unknown_format(loop, model)
-    return ChatAnswer(gateway, loop, form.constrain(request), record, shape, form)
+    return ChatAnswer(gateway, loop, request, record, shape, form)
 
 
 def read_logging(fields: Fields) -> Logging:
@@ -74,9 +74,6 @@ class Form:
     is_wish: bool
     checks: Checks
     is_legacy: bool
-
-    def constrain(self, request: GenerateRequest) -> GenerateRequest:
-        return replace(request, constraint=self.constraint, constraint_is_wish=self.is_wish)
 
 
 def form_of(fields: Fields, use: ToolUse, structure: Structure | None, gateway: Gateway, model: Model) -> Form:

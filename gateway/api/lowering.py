@@ -5,11 +5,11 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from engine_adapters.base import KvRange, KvRetention, Sampling
+from engine_adapters.base import Constraint, KvRange, KvRetention, Sampling
 from gateway.api.body import Fields
 from gateway.errors import BadRequest
 from gateway.model import Model
-from gateway.types import GenerateRequest, Input, OutputOptions, Shape
+from gateway.types import GenerateRequest, Input, OutputOptions, Reading, Shape
 
 MAX_ANSWERS = 128
 MAX_LOGPROBS = 20
@@ -46,8 +46,26 @@ class Logging:
     prompt_logprobs: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be found in the answer's text, and what that must look like."""
+
+    reading: Reading | None = None
+    constraint: Constraint | None = None
+    is_wish: bool = False
+
+
+ANYTHING = Wanted()
+
+
 def read_request(
-    fields: Fields, request_id: str, model: Model, source: Input, logging: Logging, default_max_tokens: int | None
+    fields: Fields,
+    request_id: str,
+    model: Model,
+    source: Input,
+    logging: Logging,
+    default_max_tokens: int | None,
+    wanted: Wanted = ANYTHING,
 ) -> GenerateRequest:
     """Raises BadRequest with the path of what is wrong."""
     max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or fields.integer("max_tokens", 1, MAX_TOKENS)
@@ -70,6 +88,9 @@ def read_request(
         prompt_logprobs=logging.prompt_logprobs,
         priority=fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         cache_salt=fields.text("cache_salt") if fields.has("cache_salt") else "",
+        constraint=wanted.constraint,
+        constraint_is_wish=wanted.is_wish,
+        reading=wanted.reading,
         kv_retention=read_kv_retention(fields),
         stream=fields.boolean("stream"),
         truncate_prompt_tokens=fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),

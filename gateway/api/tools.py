@@ -59,7 +59,8 @@ def read_tool_use(fields: Fields, source: ChatInput) -> tuple[ToolUse, ChatInput
         first_call=sum(map(calls_in, source.messages)),
     )
     # A model that sees no tools calls none.
-    return use, replace(source, tools=tools if tools and mode != "none" else None)
+    shown = tools if tools and mode != "none" else None
+    return use, source if shown is source.tools else replace(source, tools=shown)
 
 
 def calls_in(message: Mapping[str, Any]) -> int:

@@ -81,7 +81,7 @@ class ChatTemplates:
             return self.named.get(wanted) or self.requests.get(wanted, self.special_tokens)
         if source.tools is not None and TOOL_USE in self.named:
             return self.named[TOOL_USE]
-        default = self.named.get(DEFAULT)
+        default = self.named[DEFAULT] if DEFAULT in self.named else None  # `get` is slow here (docs/performance.md)
         if source.documents and RAG in self.named and not (default and default.facts.uses_documents):
             return self.named[RAG]
         if default is None:
