@@ -225,6 +225,8 @@ def listen(config: Config) -> socket.socket:
     try:
         listener.bind(address)
         listener.listen(BACKLOG)
+        # Now, and not by each loop: duplicates share the flag, and making one of a socket that waits has all of them wait.
+        listener.setblocking(False)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
