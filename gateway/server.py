@@ -225,7 +225,7 @@ def listen(config: Config) -> socket.socket:
     try:
         listener.bind(address)
         listener.listen(BACKLOG)
-        # Now, and not by each loop: duplicates share the flag, and making one of a socket that waits has all of them wait.
+        # Now, and not by each loop: duplicates share the flag, and making one of a socket that waits sets it for all.
         listener.setblocking(False)
     except OSError as error:
         listener.close()
