@@ -11,7 +11,7 @@ gateway_python := .venv/bin/python3.13t
 tools := .venv-tools/bin
 pytest := PYTHON_GIL=0 $(gateway_python) -m pytest
 # A process for each core; the tests of a file share their gateways.
-side_by_side := -n auto --maxprocesses 4 --dist loadfile
+side_by_side := -n logical --maxprocesses 4 --dist loadfile
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
