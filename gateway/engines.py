@@ -82,7 +82,7 @@ class Session:
 
     def check_silence(self) -> None:
         """From the watch: a ready worker that says nothing is suspect until it speaks again."""
-        engine, known = self._engine, self._thread.router.snapshot().get(self.worker)
+        engine, known = self._engine, self._thread.router.state(self.worker)
         if engine is None or known is None or known.state not in ("ready", "draining", "suspect"):
             return
         state = known.state

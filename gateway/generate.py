@@ -68,9 +68,8 @@ async def generate(
     model = gateway.model(request.model)
     if prompt is None:
         prompt = await prepare(gateway, loop, model, request, record)
-    submission = submission_for(
-        model, request, prompt, constraint_for(model, request, prompt, infos_of(gateway, model))
-    )
+    infos = infos_of(gateway, model) if request.constraint is not None else []
+    submission = submission_for(model, request, prompt, constraint_for(model, request, prompt, infos))
     stops = await stop_strings(gateway, request.output.stop)
     decoders = [
         AnswerDecoder(index, loop.tables[model.name], request.output, stops, reader_for(loop, model, request, prompt))
@@ -249,7 +248,7 @@ class Attempts:
         self._attempts += 1
         leg = self._leg = Leg(await wait_for_lease(self._gateway, self._next_lease))
         worker, record = leg.lease.worker, self._record
-        state = self._gateway.router.snapshot().get(worker)
+        state = self._gateway.router.state(worker)
         refuse_unsupported(self._submission, state.info if state else None)
         if self._prefilled is None:
             record.worker, record.routed = worker.name, time.monotonic()
