@@ -18,12 +18,10 @@ from granian.constants import Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from gateway.http_loop import WHEN_LEFT, WRITE_NOW, Message
+from gateway.http_loop import BACKLOG, KEEP_ALIVE_SECONDS, WHEN_LEFT, WRITE_NOW, Message
 
-BACKLOG = 4096
 MAX_CONNECTIONS = 16384
 """At once on one loop; granian's own default is its backlog of 128, with which 256 connections hung."""
-KEEP_ALIVE_SECONDS = 75
 WATCH_AFTER_SECONDS = 0.05
 """To ask granian whether a client has left costs two hops between threads, which short requests do without. Nothing is
 missed by it: granian remembers."""
@@ -60,7 +58,7 @@ class Listener(Server):
             interface=Interfaces.RSGI,
             backlog=BACKLOG,
             backpressure=MAX_CONNECTIONS,
-            http1_settings=HTTP1Settings(header_read_timeout=KEEP_ALIVE_SECONDS * 1000),
+            http1_settings=HTTP1Settings(header_read_timeout=int(KEEP_ALIVE_SECONDS * 1000)),
             websockets=False,
             log_enabled=False,
         )

@@ -21,6 +21,10 @@ from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+BACKLOG = 4096
+"""Connections that wait to be accepted."""
+KEEP_ALIVE_SECONDS = 75.0
+"""How long a connection may be without a request, or a request's head without its end."""
 WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
 WHEN_LEFT = "gateway.when_left"

@@ -19,9 +19,7 @@ from hypercorn.utils import wrap_app
 
 from gateway import log
 from gateway.http1 import Connection, Serving
-
-BACKLOG = 4096
-KEEP_ALIVE_SECONDS = 75
+from gateway.http_loop import BACKLOG, KEEP_ALIVE_SECONDS
 
 
 async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
@@ -71,7 +69,7 @@ class Http2:
 def settings() -> Config:
     """What hypercorn's protocols need to know."""
     config = Config()
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_timeout = int(KEEP_ALIVE_SECONDS)
     config.keep_alive_max_requests = sys.maxsize
     config.include_server_header = False
     server_log = log.logger.getChild("http")

@@ -29,7 +29,7 @@ from gateway.embedded import EmbeddedExecutor
 from gateway.engines import EngineThread, WorkerUnfit
 from gateway.errors import Unavailable
 from gateway.gateway import Gateway
-from gateway.http_loop import count_active
+from gateway.http_loop import BACKLOG, count_active
 from gateway.metrics import (
     ACTIVE_REQUESTS,
     CACHED_BLOCKS,
@@ -58,7 +58,6 @@ from gateway.tokenizer.cache import LEVELS
 from gateway.watch import Watch
 from gateway.worker_file import WorkerFile, WorkerFileError
 
-BACKLOG = 4096
 SERVERS = {"hypercorn": "gateway.http_server", "granian": "gateway.granian_server"}
 LAST_WORDS_SECONDS = 1.0
 """How long the ends of streams, the aborts and the servers may take once the grace period is over."""

@@ -37,9 +37,8 @@ class AdminWorkers:
         if address.model is not None and address.model not in self._gateway.models:
             raise BadRequest(f"url names the model {address.model!r}, which is not served here", param="url")
         name = fields.text("name") if fields.has("name") else str(address)
-        for worker in self._gateway.router.snapshot():
-            if worker.name == name:
-                raise BadRequest(f"there is a worker {name!r} already", param="name" if fields.has("name") else "url")
+        if find(self._gateway, name) is not None:
+            raise BadRequest(f"there is a worker {name!r} already", param="name" if fields.has("name") else "url")
         return self._gateway.engine.connect(address, name)
 
 
@@ -52,18 +51,15 @@ class AdminWorker:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        worker = self._find(scope["path_params"]["name"])
+        name = scope["path_params"]["name"]
+        worker = find(self._gateway, name)
+        if worker is None:
+            raise NotFound(f"there is no worker {name!r}; GET /admin/workers lists them")
         if scope["method"] == "PATCH":
             self._change(worker, await read_json(scope, receive, self._gateway))
         elif scope["method"] == "DELETE":
             self._remove(worker, parse_qs(scope["query_string"].decode("latin-1")).get("now") == ["true"])
         await send_json(scope, send, described(self._gateway, worker))
-
-    def _find(self, name: str) -> Worker:
-        for worker in self._gateway.router.snapshot():
-            if worker.name == name:
-                return worker
-        raise NotFound(f"there is no worker {name!r}; GET /admin/workers lists them")
 
     def _change(self, worker: Worker, fields: Fields) -> None:
         """All or nothing."""
@@ -81,6 +77,10 @@ class AdminWorker:
         self._gateway.router.leave(worker)
         if now:
             self._gateway.engine.disconnect(worker)
+
+
+def find(gateway: Gateway, name: str) -> Worker | None:
+    return next((worker for worker in gateway.router.snapshot() if worker.name == name), None)
 
 
 def described(gateway: Gateway, worker: Worker) -> dict[str, Any]:

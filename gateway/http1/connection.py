@@ -10,9 +10,8 @@ from typing import Any
 from gateway.errors import BadRequest
 from gateway.http1.exchange import PHRASES, Exchange, Serving
 from gateway.http1.head import Malformed, parse_head
+from gateway.http_loop import KEEP_ALIVE_SECONDS
 
-KEEP_ALIVE_SECONDS = 75.0
-"""How long a connection may be without a request, or a request's head without its end."""
 LINGER_SECONDS = 2.0
 """How long we read what a client still sends after an answer that did not wait for it: closing at once would reset the
 connection, and the client might never see the answer."""
