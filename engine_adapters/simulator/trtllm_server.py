@@ -27,6 +27,7 @@ from engine_adapters.base import (
     Sampling,
     Submission,
 )
+from engine_adapters.handlers import service_of
 from engine_adapters.step.server import SERVER_OPTIONS, Output, StepEngine
 from engine_adapters.step.session import Stream
 from engine_adapters.trtllm.native import messages
@@ -167,7 +168,6 @@ class TrtllmServer:
             await self._server.stop(timeout)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        service = messages.TRTLLM_SERVICE_GENERATE.split("/")[1]
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             messages.TRTLLM_SERVICE_GENERATE: grpc.unary_stream_rpc_method_handler(self._generate),
             messages.TRTLLM_SERVICE_ABORT: grpc.unary_unary_rpc_method_handler(self._abort),
@@ -175,9 +175,7 @@ class TrtllmServer:
             messages.TRTLLM_SERVICE_GET_MODEL_INFO: grpc.unary_unary_rpc_method_handler(self._get_model_info),
             messages.TRTLLM_SERVICE_GET_SERVER_INFO: grpc.unary_unary_rpc_method_handler(self._get_server_info),
         }
-        return grpc.method_handlers_generic_handler(
-            service, {path.split("/")[-1]: handler for path, handler in methods.items()}
-        )
+        return service_of(methods)
 
     async def _generate(self, data: bytes, context: Context) -> None:
         request = codec.decode(messages.GenerateRequest, data)

@@ -15,6 +15,7 @@ import grpc.aio
 
 from engine_adapters import codec
 from engine_adapters.base import EngineInfo, Finish, FinishReason, KvEvent, Load, Logprobs, Submission
+from engine_adapters.handlers import service_of
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
 from engine_adapters.step.kv_index import KvIndex
 from engine_adapters.step.session import Session, Stream
@@ -155,15 +156,12 @@ class StepServer:
             await self._server.stop(timeout)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        service = messages.EXECUTOR_ATTACH.split("/")[1]
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             messages.EXECUTOR_ATTACH: grpc.stream_stream_rpc_method_handler(self._attach),
             messages.EXECUTOR_GET_INFO: grpc.unary_unary_rpc_method_handler(self._get_info),
             messages.EXECUTOR_HEALTH: grpc.unary_unary_rpc_method_handler(self._health),
         }
-        return grpc.method_handlers_generic_handler(
-            service, {path.split("/")[-1]: handler for path, handler in methods.items()}
-        )
+        return service_of(methods)
 
     async def _get_info(self, _request: bytes, _context: Context) -> bytes:
         return codec.encode(translation.info_message(self._info))
