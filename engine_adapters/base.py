@@ -1,9 +1,11 @@
 """The types that cross the border between the gateway and an engine, and what the gateway asks of any engine."""
 
 import enum
+import math
+import mmap
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 if sys.byteorder != "little":
@@ -94,6 +96,78 @@ class KvRetention:
     decode_duration_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """What a model's published processor calls it, and how its bytes are to be read: little-endian, C order.
+
+    `dtype` is numpy's name, or "bfloat16".
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1}
+TENSOR_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """A memfd that is open in the process `pid`; what is found under its number counts only with its `inode`. In that
+    process `owner` keeps it open."""
+
+    pid: int
+    fd: int
+    inode: int
+    size: int
+    owner: object = field(default=None, repr=False, compare=False)
+
+
+Payload: TypeAlias = "bytes | memoryview | mmap.mmap"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of a prompt. `hash` is 32 bytes, and the same for the same picture.
+
+    Its tokens stand in `token_ids` from `offset` on, `length` of them; with `placeholder`, one token, in their place
+    the prompt is as the chat template wrote it. `payload` holds the bytes of `tensors`, each from a multiple of
+    TENSOR_ALIGNMENT on; `memory` is where it is, if others can read it there. `encoded` is the file. An engine is given
+    one of the two: tensors only if it has the feature "images.tensors", else the file ("images.encoded").
+    """
+
+    hash: bytes
+    offset: int
+    length: int
+    placeholder: int
+    tensors: tuple[Tensor, ...] = ()
+    payload: Payload = b""
+    memory: MemoryFile | None = None
+    encoded: bytes = b""
+
+    def views(self) -> "dict[str, tuple[Tensor, memoryview]]":
+        """The tensors by name, with their bytes in the payload; raises ValueError when that has not their size."""
+        found: dict[str, tuple[Tensor, memoryview]] = {}
+        view, start = memoryview(self.payload), 0
+        for tensor in self.tensors:
+            found[tensor.name] = tensor, view[start : start + tensor.nbytes]
+            end = start + tensor.nbytes
+            start = aligned(end)
+            if end > len(view):
+                raise ValueError(f"the payload has {len(view)} bytes, too few for {tensor}")
+        return found
+
+
+def aligned(offset: int) -> int:
+    """Where the next tensor of a payload may begin."""
+    return -(-offset // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+
+
 Phase: TypeAlias = Literal["", "prefill", "decode"]
 """Which part of a submission is wanted of an engine: all of it, its prompt read, or its answer written on."""
 
@@ -111,6 +185,8 @@ class Submission:
     answer goes on, without one if it is complete. A `phase` "decode" gets that as `handoff`, which nobody else looks
     into, with the same prompt and limits, and writes on behind the first token. It does not deliver that token again,
     but counts it in `max_tokens`, `min_tokens` and `completion_tokens`. With a phase, `n` is 1.
+
+    `images` are in the order of their offsets, and do not overlap.
     """
 
     request_id: str
@@ -132,6 +208,7 @@ class Submission:
     stream: bool = True
     phase: Phase = ""
     handoff: bytes = b""
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +267,8 @@ class Load:
 class KvStored:
     """Blocks that entered a rank's prefix cache, each behind the one before it and the first behind `parent_hash`.
 
-    That is 0 at the start of a prompt. `token_ids` is little-endian u32, equally many for each block. `lora_id` is
-    that of the LoRA they were computed with, 0 for none.
+    That is 0 at the start of a prompt. `token_ids` is little-endian u32, equally many for each block, the tokens of
+    images as `images.keyed` has them. `lora_id` is that of the LoRA they were computed with, 0 for none.
     """
 
     parent_hash: int
@@ -243,6 +320,8 @@ FEATURES = frozenset(
         "kv_retention",
         "disaggregation",
         "constraint.begins_after",
+        "images.tensors",
+        "images.encoded",
         *(f"constraint.{kind}" for kind in CONSTRAINT_KINDS),
     }
 )
@@ -255,7 +334,7 @@ class EngineInfo:
     """What an engine serves. `tokenizer_fingerprint` is empty, and a number 0, when the engine does not tell it.
 
     `features` are those of FEATURES it has; a submission must not use the others. An engine with a `role` serves only
-    that phase.
+    that phase. `image_dtype` is what it wants images' float32 tensors converted to, if anything.
     """
 
     engine: str
@@ -270,6 +349,7 @@ class EngineInfo:
     dp_size: int = 1
     features: frozenset[str] = frozenset()
     role: Phase = ""
+    image_dtype: str = ""
 
 
 class EngineLost(Exception):

@@ -64,6 +64,7 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--block-size", type=at_least_one, default=16, help="tokens in a block of the KV cache")
     add("--dp-size", type=at_least_one, default=1, help="data-parallel ranks, each with its own batch and KV cache")
     add("--output", default="text", metavar="KIND", help="what to answer: text, echo, random or script:FILE")
+    add("--image-dtype", choices=["float16", "bfloat16"], default="", help="what images' tensors are wanted in")
     add("--ignore-eos", action="store_true", help="no answer ends by itself, only by its limit")
     add("--speed", type=not_negative, default=1.0, help="2 is twice as fast; 0 answers without delay")
     add("--wire", choices=[*WIRES], default="step", help="the step stream, or what trtllm-serve --grpc speaks")
@@ -110,6 +111,7 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
         dp_size=options.dp_size,
         features=FEATURES,
         role="" if options.role == "any" else options.role,
+        image_dtype=options.image_dtype,
     )
     capacity = Capacity(
         options.max_running,

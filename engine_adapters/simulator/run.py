@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from engine_adapters.base import Finish, FinishReason, Submission
+from engine_adapters.images import keyed
 from engine_adapters.simulator import handoff
 from engine_adapters.simulator.kv_cache import block_hashes, root_hash
 
@@ -32,6 +33,7 @@ class Plan:
 @dataclass(frozen=True)
 class Prompt:
     """What the answers to one request have in common. `block_hashes` are those of its whole blocks, behind `root`.
+    `token_ids` are the prompt as the prefix cache has it, images by their hashes.
 
     Where the prompt's own logprobs are wanted, all of it must be read, cached or not.
     """
@@ -45,7 +47,7 @@ class Prompt:
 
     @classmethod
     def of(cls, submission: Submission, block_size: int) -> "Prompt":
-        token_ids, root = submission.token_ids, root_hash(submission.cache_salt)
+        token_ids, root = keyed(submission.token_ids, submission.images), root_hash(submission.cache_salt)
         return cls(
             token_ids=token_ids,
             tokens=len(token_ids) // 4,

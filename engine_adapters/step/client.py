@@ -7,17 +7,31 @@ import asyncio
 import time
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from engine_adapters import codec
-from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, KvEvent, Load, Submission
-from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
+from engine_adapters.base import (
+    Delivery,
+    EngineInfo,
+    EngineLost,
+    Finish,
+    FinishReason,
+    Key,
+    KvEvent,
+    Load,
+    Payload,
+    Submission,
+)
+from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
+from engine_adapters.step.outgoing import Uploader, UploadFailed, image_messages
 
 CONNECT_SECONDS = 5.0
+UPLOAD_SECONDS = 30.0
+"""For a piece."""
 SILENCE_SECONDS = 10.0
 """An executor speaks every second; one that says nothing for this long is taken for dead."""
 FRAME_BYTES = 1 << 20
@@ -68,6 +82,10 @@ class StepClient(Generic[Key]):
         self._something_to_send = asyncio.Event()
         self._load = Load()
         self._last_frame_at = time.monotonic()
+        self._uploader = Uploader(self._upload)
+        self._uploading: dict[int, tuple[messages.Submit, asyncio.Task[None]]] = {}
+        self._reads_memory = False
+        self._deliver: Callable[[list[Delivery[Key]]], None] = _to_nobody
 
     @property
     def load(self) -> Load:
@@ -98,6 +116,7 @@ class StepClient(Generic[Key]):
             messages.EXECUTOR_ATTACH, request_serializer=codec.encode
         )
         call = attach()
+        self._deliver = deliver
         halves = [asyncio.create_task(self._send(call)), asyncio.create_task(self._receive(call, deliver))]
         try:
             done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +126,7 @@ class StepClient(Generic[Key]):
             raise EngineLost(f"the stream to {self._address} broke: {_describe(error)}") from error
         finally:
             call.cancel()
-            for half in halves:
+            for half in (*halves, *(task for _, task in self._uploading.values())):
                 half.cancel()
             await asyncio.gather(*halves, return_exceptions=True)
 
@@ -118,8 +137,38 @@ class StepClient(Generic[Key]):
         for stream_id, key in enumerate(keys, first):
             self._keys[stream_id] = key
             self._stream_ids[key] = stream_id
-        self._submits.append(translation.submit_message(first, submission))
+        message = translation.submit_message(first, submission)
+        if submission.images:
+            message.images, payloads = image_messages(submission.images, self._reads_memory)
+            if payloads:
+                task = asyncio.create_task(self._submit_behind(message, payloads))
+                self._uploading[first] = message, task
+                return
+        self._queue(message)
+
+    def _queue(self, message: messages.Submit) -> None:
+        self._submits.append(message)
         self._something_to_send.set()
+
+    async def _submit_behind(self, message: messages.Submit, payloads: "list[tuple[bytes, Payload]]") -> None:
+        """Upload what the message refers to, then send it."""
+        try:
+            await self._uploader.send(payloads)
+        except (UploadFailed, EngineLost) as error:
+            finish = Finish(FinishReason.ERROR, error=f"an image could not be uploaded: {error}", retryable=True)
+            stream_ids = _stream_ids(message)
+            self._aborted.difference_update(stream_ids)  # the executor never heard of them
+            ended = [(self._keys[each], (), finish, None) for each in stream_ids if each in self._keys]
+            for stream_id in stream_ids:
+                self._forget(stream_id)
+            self._deliver([*ended])
+        else:
+            self._queue(message)
+        finally:
+            del self._uploading[message.stream_id]
+
+    async def _upload(self, piece: messages.UploadRequest) -> messages.UploadReply:
+        return await self._ask(messages.EXECUTOR_UPLOAD, piece, messages.UploadReply, UPLOAD_SECONDS)
 
     def abort(self, key: Key) -> None:
         stream_id = self._stream_ids.pop(key, None)
@@ -127,30 +176,45 @@ class StepClient(Generic[Key]):
             return
         del self._keys[stream_id]
         self._aborted.add(stream_id)
-        queued = next((submit for submit in self._submits if stream_id in _stream_ids(submit)), None)
+        queued = next((submit for submit in self._unsent() if stream_id in _stream_ids(submit)), None)
         if queued is None:
             self._aborts.append(stream_id)
             self._something_to_send.set()
         elif self._aborted.issuperset(_stream_ids(queued)):
-            self._submits.remove(queued)  # the executor never heard of it
-            self._aborted.difference_update(_stream_ids(queued))
+            if queued.stream_id in self._uploading:
+                self._uploading[queued.stream_id][1].cancel()
+            else:
+                self._submits.remove(queued)
+            self._aborted.difference_update(_stream_ids(queued))  # the executor never heard of it
+
+    def _unsent(self) -> "Iterator[messages.Submit]":
+        yield from self._submits
+        for message, _ in self._uploading.values():
+            yield message
 
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _ask(self, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
+    async def _ask(
+        self, method: str, question: codec.Message, answer: type[Answer], seconds: float = CONNECT_SECONDS
+    ) -> Answer:
         call = self._channel.unary_unary(
             method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
         )
         try:
-            result: Answer = await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True)
+            result: Answer = await call(question, timeout=seconds, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
         return result
 
     async def _send(self, call: AttachCall) -> None:
         """Write what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
-        await call.write(messages.ClientFrame(protocol_version=PROTOCOL_VERSION))
+        probe = memory.probe()  # held until the stream ends
+        hello = messages.ClientFrame(protocol_version=PROTOCOL_VERSION)
+        if probe is not None:
+            hello.memory_probe_content, file = probe
+            hello.memory_probe = messages.MemoryFile(file.pid, file.fd, file.inode, file.size)
+        await call.write(hello)
         while True:
             await self._something_to_send.wait()
             self._something_to_send.clear()
@@ -164,7 +228,9 @@ class StepClient(Generic[Key]):
         while self._submits and size < FRAME_BYTES:
             submit = self._submits.popleft()
             frame.submits.append(submit)
-            size += len(submit.token_ids) + len(submit.stop_token_ids)
+            size += (
+                len(submit.token_ids) + len(submit.stop_token_ids) + sum(len(each.payload) for each in submit.images)
+            )
             aborts += self._aborted.intersection(_stream_ids(submit))  # some of its answers, while it was queued
         frame.aborts = array("I", aborts).tobytes()
         return frame
@@ -192,6 +258,7 @@ class StepClient(Generic[Key]):
             self._load = translation.as_load(frame.load)
         if frame.kv_events or frame.protocol_version:
             self._note_kv_events(frame)
+            self._reads_memory |= frame.reads_memory
         deliveries: list[Delivery[Key]] = []
         keys = self._keys
         for stream_id, token_ids in columns(frame):
@@ -244,6 +311,10 @@ class StepClient(Generic[Key]):
 
     def _is_taken(self, stream_id: int) -> bool:
         return stream_id in self._keys or stream_id in self._aborted
+
+
+def _to_nobody(deliveries: object) -> None:
+    """Before `run` there is nobody to hear."""
 
 
 def _stream_ids(submit: messages.Submit) -> range:

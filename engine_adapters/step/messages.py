@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -10,6 +11,7 @@ from engine_adapters.codec import Layout, optional, repeated, singular
 EXECUTOR_ATTACH: Final = "/gateway.executor.v1.Executor/Attach"
 EXECUTOR_GET_INFO: Final = "/gateway.executor.v1.Executor/GetInfo"
 EXECUTOR_HEALTH: Final = "/gateway.executor.v1.Executor/Health"
+EXECUTOR_UPLOAD: Final = "/gateway.executor.v1.Executor/Upload"
 
 # Prefill/decode disaggregation: which part of a request is wanted.
 PHASE_WHOLE: Final = 0
@@ -39,9 +41,11 @@ class ClientFrame:
 
     LAYOUT: ClassVar[Layout]
 
-    protocol_version: int = 0  # set in the first frame of a stream, which carries nothing else
+    protocol_version: int = 0  # set in the first frame of a stream, which carries nothing else but memory_probe
     submits: list[Submit] = field(default_factory=list)
     aborts: bytes = b""  # u32[]: stream ids; an unknown one is ignored, since it may just have finished
+    memory_probe: MemoryFile | None = None  # in the first frame: try whether you can read this; it holds 32 bytes
+    memory_probe_content: bytes = b""  # those
 
 
 @dataclass(slots=True)
@@ -68,6 +72,65 @@ class Submit:
     in_one_piece: bool = False  # the client wants one reply: all tokens may come with the end
     phase: int = 0  # Phase
     handoff: bytes = b""  # PHASE_DECODE: what the prefill's Finished carried, untouched
+    images: list[Image] = field(default_factory=list)  # in the order of their offsets
+
+
+@dataclass(slots=True)
+class Image:
+    """An image of the prompt, as tensors or, for an engine that preprocesses itself, as the file."""
+
+    LAYOUT: ClassVar[Layout]
+
+    hash: bytes = b""  # 32 bytes, the same for the same picture: part of what its tokens mean to a prefix cache
+    offset: int = 0  # the first of its tokens in token_ids
+    length: int = 0  # how many they are, markers between them included; with a file, 1: the placeholder
+    placeholder: int = 0  # the token that stands for the image in a prompt that nobody has expanded
+    tensors: list[Tensor] = field(default_factory=list)  # empty: the payload is the encoded file
+    payload: bytes = b""  # if it is small: the tensors' bytes, each tensor's from a multiple of 64 on
+    uploaded: bytes = b""  # else: the name it was uploaded under
+    memory: MemoryFile | None = None  # or where it is, for an executor that could read memory_probe
+
+
+@dataclass(slots=True)
+class Tensor:
+    LAYOUT: ClassVar[Layout]
+
+    name: str = ""  # as the model's published processor calls it: pixel_values, image_grid_thw, …
+    dtype: str = ""  # float32, float16, bfloat16, int64, …
+    shape: Sequence[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class MemoryFile:
+    """A memfd of the gateway's, opened through /proc/PID/fd/FD. It lives as long as the request, or who has it open."""
+
+    LAYOUT: ClassVar[Layout]
+
+    pid: int = 0
+    fd: int = 0
+    inode: int = 0  # what is found there must have this one, since numbers of files are used again
+    size: int = 0
+
+
+@dataclass(slots=True)
+class UploadRequest:
+    """A payload in pieces, in order, before the Submit that names it. The first has no data: the reply may say that all is
+    here already. It stays for at least 30 s after the last piece, question or Submit.
+    """
+
+    LAYOUT: ClassVar[Layout]
+
+    name: bytes = b""
+    size: int = 0  # of the whole
+    offset: int = 0
+    data: bytes = b""  # at most 1 MiB
+
+
+@dataclass(slots=True)
+class UploadReply:
+    LAYOUT: ClassVar[Layout]
+
+    received: int = 0  # bytes that are here, from the beginning
 
 
 @dataclass(slots=True)
@@ -150,6 +213,7 @@ class StepFrame:
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of this frame's tokens, for streams that asked
     kv_events: list[KvEvent] = field(default_factory=list)  # what changed in the prefix cache
     kv_event_number: int = 0  # of the last of kv_events
+    reads_memory: bool = False  # in the first frame: memory_probe could be read
 
 
 @dataclass(slots=True)
@@ -177,7 +241,7 @@ class KvEvent:
     dp_rank: int = 0
     parent_hash: int = 0  # STORED: the block before the first of these; 0 at the start of a prompt
     block_hashes: bytes = b""  # u64[]: STORED, REMOVED: the blocks, in order; none is 0
-    token_ids: bytes = b""  # u32[]: STORED: equally many ids for each block
+    token_ids: bytes = b""  # u32[]: STORED: equally many for each block; an image's are the words of its hash, repeated
     cache_salt: str = ""  # STORED
     lora_id: int = 0  # STORED: of the LoRA they were computed with; 0 for none
 
@@ -244,6 +308,7 @@ class Info:
     # what it can beyond the first release: engine_adapters/base.py has the names
     features: list[str] = field(default_factory=list)
     role: int = 0  # Phase; the only phase it serves; PHASE_WHOLE: all of them that its features allow
+    image_dtype: str = ""  # what it wants images' float32 tensors converted to: float16, bfloat16; empty: nothing
 
 
 @dataclass(slots=True)
@@ -263,6 +328,8 @@ ClientFrame.LAYOUT = Layout(
     singular(1, "protocol_version", "uint32"),
     repeated(2, "submits", Submit),
     singular(3, "aborts", "bytes"),
+    singular(4, "memory_probe", MemoryFile),
+    singular(5, "memory_probe_content", "bytes"),
 )
 
 Submit.LAYOUT = Layout(
@@ -286,6 +353,42 @@ Submit.LAYOUT = Layout(
     singular(18, "in_one_piece", "bool"),
     singular(19, "phase", "enum"),
     singular(20, "handoff", "bytes"),
+    repeated(21, "images", Image),
+)
+
+Image.LAYOUT = Layout(
+    singular(1, "hash", "bytes"),
+    singular(2, "offset", "uint32"),
+    singular(3, "length", "uint32"),
+    singular(4, "placeholder", "uint32"),
+    repeated(5, "tensors", Tensor),
+    singular(6, "payload", "bytes"),
+    singular(7, "uploaded", "bytes"),
+    singular(8, "memory", MemoryFile),
+)
+
+Tensor.LAYOUT = Layout(
+    singular(1, "name", "string"),
+    singular(2, "dtype", "string"),
+    repeated(3, "shape", "uint64"),
+)
+
+MemoryFile.LAYOUT = Layout(
+    singular(1, "pid", "uint64"),
+    singular(2, "fd", "uint32"),
+    singular(3, "inode", "uint64"),
+    singular(4, "size", "uint64"),
+)
+
+UploadRequest.LAYOUT = Layout(
+    singular(1, "name", "bytes"),
+    singular(2, "size", "uint64"),
+    singular(3, "offset", "uint64"),
+    singular(4, "data", "bytes"),
+)
+
+UploadReply.LAYOUT = Layout(
+    singular(1, "received", "uint64"),
 )
 
 Lora.LAYOUT = Layout(
@@ -342,6 +445,7 @@ StepFrame.LAYOUT = Layout(
     repeated(8, "logprobs", TokenLogprobs),
     repeated(9, "kv_events", KvEvent),
     singular(10, "kv_event_number", "uint64"),
+    singular(11, "reads_memory", "bool"),
 )
 
 TokenLogprobs.LAYOUT = Layout(
@@ -407,6 +511,7 @@ Info.LAYOUT = Layout(
     singular(11, "dp_size", "uint32"),
     repeated(12, "features", "string"),
     singular(13, "role", "enum"),
+    singular(14, "image_dtype", "string"),
 )
 
 HealthRequest.LAYOUT = Layout()

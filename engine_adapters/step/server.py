@@ -14,10 +14,21 @@ import grpc
 import grpc.aio
 
 from engine_adapters import codec
-from engine_adapters.base import EngineInfo, Finish, FinishReason, KvEvent, Load, Logprobs, Submission
+from engine_adapters.base import (
+    EngineInfo,
+    Finish,
+    FinishReason,
+    KvEvent,
+    Load,
+    Logprobs,
+    MemoryFile,
+    Submission,
+)
 from engine_adapters.handlers import service_of
-from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
+from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
 from engine_adapters.step.kv_index import KvIndex
+from engine_adapters.step.payloads import NoRoom, PayloadMissing, Uploads, as_images
+from engine_adapters.step.problems import find_image_problem, find_problem
 from engine_adapters.step.session import Session, Stream
 
 HELLO_SECONDS = 10.0
@@ -80,6 +91,7 @@ class StepServer:
         self._info = engine.info()
         self._sessions: set[Session] = set()
         self._kv_index = KvIndex()
+        self._uploads = Uploads()
         self._step = 0
         self._frame_taken = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -160,6 +172,7 @@ class StepServer:
             messages.EXECUTOR_ATTACH: grpc.stream_stream_rpc_method_handler(self._attach),
             messages.EXECUTOR_GET_INFO: grpc.unary_unary_rpc_method_handler(self._get_info),
             messages.EXECUTOR_HEALTH: grpc.unary_unary_rpc_method_handler(self._health),
+            messages.EXECUTOR_UPLOAD: grpc.unary_unary_rpc_method_handler(self._upload),
         }
         return service_of(methods)
 
@@ -170,12 +183,21 @@ class StepServer:
         problem = self._engine.health()
         return codec.encode(messages.HealthReply(healthy=not problem, message=problem))
 
+    async def _upload(self, request: bytes, context: Context) -> bytes:
+        try:
+            received = self._uploads.receive(codec.decode(messages.UploadRequest, request))
+        except (codec.DecodeError, ValueError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except NoRoom as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        return codec.encode(messages.UploadReply(received))
+
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     async def _attach(self, _requests: object, context: Context) -> None:
-        await self._check_hello(context)
+        hello = await self._check_hello(context)
         # In one go: the snapshot holds what was emitted before, and the session gets what is emitted from now on.
-        session = Session(context.peer(), self._kv_index.snapshot())
+        session = Session(context.peer(), self._kv_index.snapshot(), _reads_memory(hello))
         self._sessions.add(session)
         log.info("%s attached", session.peer)
         reader = asyncio.create_task(self._read(session, context))
@@ -194,12 +216,14 @@ class StepServer:
         if session.objection:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, session.objection)
 
-    async def _check_hello(self, context: Context) -> None:
+    async def _check_hello(self, context: Context) -> messages.ClientFrame:
+        hello = messages.ClientFrame()
         try:
             data = await asyncio.wait_for(context.read(), HELLO_SECONDS)
-            version = codec.decode(messages.ClientFrame, data).protocol_version if data is not grpc.aio.EOF else 0
+            hello = codec.decode(messages.ClientFrame, data) if data is not grpc.aio.EOF else hello
         except (asyncio.TimeoutError, codec.DecodeError):
-            version = 0
+            pass
+        version = hello.protocol_version
         if version != PROTOCOL_VERSION:
             self.faults["bad_hello"] += 1
             log.warning("%s asked for version %d of the step stream, refused", context.peer(), version)
@@ -208,6 +232,7 @@ class StepServer:
                 f"this executor speaks version {PROTOCOL_VERSION} of the step stream; the first frame must carry that "
                 f"as protocol_version, but it carried {version or 'none'}: update the older of gateway and executor",
             )
+        return hello
 
     async def _read(self, session: Session, context: Context) -> None:
         """Obey the gateway until it leaves, or sends what cannot be read: then it waits for streams nobody started."""
@@ -227,7 +252,8 @@ class StepServer:
         version = PROTOCOL_VERSION
         while True:
             frame = session.next_frame(self._step, self._engine.load())
-            frame.protocol_version, version = version, 0
+            frame.protocol_version, frame.reads_memory = version, session.reads_memory and version > 0
+            version = 0
             self._frame_taken.set()
             session.writing_since = time.monotonic()
             data = codec.encode(frame)
@@ -272,8 +298,23 @@ class StepServer:
             self._reject(fresh, problem)
         elif session.is_ending:
             self._end(fresh, Finish(FinishReason.ERROR, error="shutting down", retryable=True))
+        elif submit.images:
+            self._start_with_images(fresh, submit)
         else:
             self._start(fresh, translation.as_submission(submit))
+
+    def _start_with_images(self, streams: list[Stream], submit: messages.Submit) -> None:
+        try:
+            images = as_images(submit.images, self._uploads)
+        except (PayloadMissing, OSError) as error:
+            self._note_fault("missing_payload", streams[0].session, str(error))
+            self._end(streams, Finish(FinishReason.ERROR, error=str(error), retryable=True))
+            return
+        problem = find_image_problem(images, submit, self._info)
+        if problem:
+            self._reject(streams, problem)
+        else:
+            self._start(streams, translation.as_submission(submit, images))
 
     def _start(self, streams: list[Stream], submission: Submission) -> None:
         try:
@@ -312,60 +353,15 @@ class StepServer:
         log.warning("%s: %s: %s", session.peer, kind, what)
 
 
-def find_problem(submit: messages.Submit, info: EngineInfo) -> str:
-    """Why the engine could not serve this; empty when it could."""
-    for name in ("token_ids", "stop_token_ids"):
-        if len(getattr(submit, name)) % 4:
-            return f"{name} has {len(getattr(submit, name))} bytes and is no column of u32"
-    if not submit.token_ids:
-        return "the prompt is empty"
-    if submit.max_tokens < 1:
-        return "max_tokens must be at least 1"
-    if submit.n > ANSWERS_LIMIT:
-        return f"n is {submit.n}, but at most {ANSWERS_LIMIT} answers are given to one prompt"
-    if submit.stream_id + max(submit.n, 1) > STREAM_ID_LIMIT:
-        return "stream ids must be below 2**32"
-    if submit.dp_rank >= info.dp_size:
-        return f"dp_rank is {submit.dp_rank}, but there are {info.dp_size} ranks"
-    largest = max(memoryview(submit.token_ids).cast("I"))
-    if largest >= info.vocab_size:
-        return f"token id {largest} is not in this model's vocabulary of {info.vocab_size}"
-    sampling = submit.sampling or messages.Sampling()
-    if len(sampling.bad_token_ids) % 4:
-        return "bad_token_ids is no column of u32"
-    return _bias_problem(sampling, info) or _constraint_problem(submit.constraint, info) or _phase_problem(submit, info)
-
-
-def _bias_problem(sampling: messages.Sampling, info: EngineInfo) -> str:
-    token_ids, biases = sampling.logit_bias_token_ids, sampling.logit_biases
-    if len(token_ids) % 4 or len(token_ids) != len(biases):
-        return "logit_bias must have a bias for each token id"
-    largest = max(memoryview(token_ids).cast("I"), default=0)
-    return "" if largest < info.vocab_size else f"logit_bias names token id {largest} of {info.vocab_size}"
-
-
-def _constraint_problem(constraint: "messages.Constraint | None", info: EngineInfo) -> str:
-    if constraint is None:
-        return ""
-    if f"constraint.{constraint.kind}" not in info.features:
-        return f"this engine has no constraint of the kind {constraint.kind!r}"
-    if constraint.begins_after and "constraint.begins_after" not in info.features:
-        return "this engine cannot begin a constraint in the middle of an answer"
-    return "constraint.begins_after is no column of u32" if len(constraint.begins_after) % 4 else ""
-
-
-def _phase_problem(submit: messages.Submit, info: EngineInfo) -> str:
+def _reads_memory(hello: messages.ClientFrame) -> bool:
+    """Whether we can see what the gateway shares: it is on this host, in the same namespace of processes, and ours."""
+    probe = hello.memory_probe
+    if probe is None:
+        return False
     try:
-        phase = translation.as_phase(submit.phase)
-    except ValueError as error:
-        return str(error)
-    if phase and "disaggregation" not in info.features:
-        return "this engine serves whole requests only"
-    if info.role not in ("", phase):
-        return f"this engine serves the phase {info.role!r} only, not {phase or 'whole requests'!r}"
-    if phase and submit.n > 1:
-        return f"n is {submit.n}, but a phase is of one answer"
-    return "the phase 'decode' needs the handoff of a prefill" if phase == "decode" and not submit.handoff else ""
+        return memory.read(MemoryFile(probe.pid, probe.fd, probe.inode, probe.size)) == hello.memory_probe_content
+    except (OSError, ValueError):
+        return False
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

@@ -37,8 +37,9 @@ class Session:
     the gateway sent that cannot be read.
     """
 
-    def __init__(self, peer: str, kv_snapshot: Iterable[KvEvent] = ()) -> None:
+    def __init__(self, peer: str, kv_snapshot: Iterable[KvEvent] = (), reads_memory: bool = False) -> None:
         self.peer = peer
+        self.reads_memory = reads_memory
         self.streams: dict[int, Stream] = {}
         self.token_ids: dict[int, Sequence[int]] = {}
         self.finished: list[messages.Finished] = []

@@ -12,6 +12,7 @@ from engine_adapters.base import (
     EngineInfo,
     Finish,
     FinishReason,
+    Image,
     KvCleared,
     KvEvent,
     KvRange,
@@ -34,6 +35,7 @@ PHASES: tuple[Phase, ...] = ("", "prefill", "decode")
 
 
 def submit_message(stream_id: int, submission: Submission) -> messages.Submit:
+    """Without its images, whose payloads may have to go ahead."""
     return messages.Submit(
         stream_id=stream_id,
         request_id=submission.request_id,
@@ -58,7 +60,7 @@ def submit_message(stream_id: int, submission: Submission) -> messages.Submit:
     )
 
 
-def as_submission(message: messages.Submit) -> Submission:
+def as_submission(message: messages.Submit, images: "tuple[Image, ...]" = ()) -> Submission:
     return Submission(
         request_id=message.request_id,
         token_ids=message.token_ids,
@@ -79,6 +81,7 @@ def as_submission(message: messages.Submit) -> Submission:
         stream=not message.in_one_piece,
         phase=as_phase(message.phase),
         handoff=message.handoff,
+        images=images,
     )
 
 
@@ -296,6 +299,7 @@ def info_message(info: EngineInfo) -> messages.Info:
         dp_size=info.dp_size,
         features=sorted(info.features),
         role=PHASES.index(info.role),
+        image_dtype=info.image_dtype,
     )
 
 
@@ -313,4 +317,5 @@ def as_info(message: messages.Info) -> EngineInfo:
         dp_size=message.dp_size or 1,
         features=frozenset(message.features),
         role=as_phase(message.role),
+        image_dtype=message.image_dtype,
     )
