@@ -4,6 +4,7 @@ Precedence: command line, then environment (`GATEWAY_` + the field's name), then
 """
 
 import argparse
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,15 @@ def between(low: float, high: float) -> Check:
 
 def one_of(*choices: str) -> Check:
     return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
+
+
+def networks(values: tuple[str, ...]) -> str | None:
+    for value in values:
+        try:
+            ipaddress.ip_network(value)
+        except ValueError as error:
+            return f"must be networks such as 10.1.0.0/16: {error}"
+    return None
 
 
 def option(default: Any, help: str, metavar: str = "", check: Check | None = None, default_text: str = "") -> Any:
@@ -111,6 +121,30 @@ class Config:
         between(1, 256),
         default_text="the cores",
     )
+    vision_threads: int = option(
+        max(1, (os.cpu_count() or 1) - 1),
+        "threads that decode and preprocess images",
+        "N",
+        between(1, 256),
+        default_text="the cores but one",
+    )
+    image_cache_mb: int = option(
+        512, "memory for preprocessed images seen before, in MiB; 0: none", "MIB", between(0, 1 << 20)
+    )
+    image_limit: int = option(32, "images that a request may have", "N", between(1, 10000))
+    image_mb: int = option(32, "largest image file taken, in MiB", "MIB", between(1, 4096))
+    image_seconds: float = option(10.0, "how long fetching an image may take", "SECONDS", between(0.1, 600))
+    image_http: bool = option(False, "fetch images from http:// URLs, too", default_text="off")
+    image_domain: tuple[str, ...] = option(
+        (), "a domain that images may be fetched from, with those below it", "DOMAIN", default_text="any"
+    )
+    image_network: tuple[str, ...] = option(
+        (),
+        "a network, such as 10.1.0.0/16, that images may be fetched from although its addresses are not public",
+        "NETWORK",
+        check=networks,
+    )
+    image_directory: str = option("", "a directory that file:// URLs may name images in", "DIR")
     cache_mb: int = option(
         256, "memory for the token ids of text seen before, in MiB; 0: none", "MIB", between(0, 1 << 20)
     )

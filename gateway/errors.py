@@ -2,6 +2,7 @@
 
 GatewayError
 ├── BadRequest            400  the body, a field, the prompt's length
+│   └── BadImage               an image
 ├── Unauthorized          401
 ├── Forbidden             403  an admin endpoint, and neither the key nor a loopback address
 ├── NotFound              404  no such path
@@ -43,6 +44,17 @@ class GatewayError(Exception):
 class BadRequest(GatewayError):
     status = 400
     type = "invalid_request_error"
+
+
+class BadImage(BadRequest):
+    """The image cannot be fetched, loaded, or preprocessed for this model. `reason` is one word for the metrics: `url`,
+    `address`, `fetch`, `timeout`, `format`, `broken`, `too_large` or `shape`."""
+
+    default_code = "invalid_image"
+
+    def __init__(self, message: str, *, reason: str, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.reason = reason
 
 
 class Unauthorized(GatewayError):

@@ -3,8 +3,11 @@
 Threads: frozen, and what it holds guards itself; `loops` grows while the HTTP loops start.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from engine_adapters.base import EngineInfo
 from gateway.config import Config
 from gateway.engines import EngineThread
 from gateway.errors import ModelNotFound
@@ -17,10 +20,14 @@ from gateway.schemas import Validators
 from gateway.threads import Supervisor
 from gateway.tokenizer import Encoder
 
+if TYPE_CHECKING:  # numpy and Pillow are imported only where a model has images
+    from gateway.multimodal.vision import Vision
+
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """`encoders` are by the name of a model, `adapters` LoRA adapters by theirs."""
+    """`encoders` are by the name of a model, `adapters` LoRA adapters by theirs. `visions` are those of the models that
+    take images, and `vision` is the pool where they work."""
 
     config: Config
     models: dict[str, Model]
@@ -29,6 +36,8 @@ class Gateway:
     router: Router
     engine: EngineThread
     tokenize: Pool
+    vision: Pool
+    visions: "Mapping[str, Vision]"
     validators: Validators
     registry: Registry
     supervisor: Supervisor
@@ -42,3 +51,12 @@ class Gateway:
                 return models[name]
         served = ", ".join(map(repr, (*self.models, *self.adapters)))
         raise ModelNotFound(f"the model {name!r} is not served here; there is {served}", param="model")
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        return self.tokenize, self.vision
+
+    def infos(self, model: Model) -> list[EngineInfo]:
+        """What is known of the engines that serve a model."""
+        states = self.router.snapshot().values()
+        return [state.info for state in states if state.model == model.served_by and state.info is not None]

@@ -9,7 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from engine_adapters.base import EngineInfo, Finish, FinishReason, Logprobs, Submission
+from engine_adapters.base import Finish, FinishReason, Logprobs, Submission
+from engine_adapters.images import keyed
 from gateway.decoder import AnswerDecoder, AnswerReader
 from gateway.errors import BadRequest, Unavailable
 from gateway.gateway import Gateway
@@ -26,7 +27,7 @@ from gateway.parsers.stop import StopStrings
 from gateway.prepare import prepare
 from gateway.routing import Lease, Query, Worker
 from gateway.streams import Take
-from gateway.submissions import constraint_for, refuse_unsupported, submission_for
+from gateway.submissions import constraint_for, fitted, refuse_unsupported, submission_for
 from gateway.types import (
     Event,
     GenerateRequest,
@@ -68,7 +69,7 @@ async def generate(
     model = gateway.model(request.model)
     if prompt is None:
         prompt = await prepare(gateway, loop, model, request, record)
-    infos = infos_of(gateway, model) if request.constraint is not None else []
+    infos = gateway.infos(model) if request.constraint is not None else []
     submission = submission_for(model, request, prompt, constraint_for(model, request, prompt, infos))
     stops = await stop_strings(gateway, request.output.stop)
     decoders = [
@@ -141,12 +142,6 @@ def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]
     unknown = sum(decoder.unknown_tokens for decoder in decoders)
     if unknown:
         loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
-
-
-def infos_of(gateway: Gateway, model: Model) -> list[EngineInfo]:
-    """What is known of the engines that serve a model."""
-    states = gateway.router.snapshot().values()
-    return [state.info for state in states if state.model == model.served_by and state.info is not None]
 
 
 def reader_for(loop: HttpLoop, model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
@@ -250,11 +245,14 @@ class Attempts:
         worker, record = leg.lease.worker, self._record
         state = self._gateway.router.state(worker)
         refuse_unsupported(self._submission, state.info if state else None)
+        submission = self._phase_of(leg.lease.role)
+        if submission.images:
+            submission = fitted(submission, state.info if state else None)
         if self._prefilled is None:
             record.worker, record.routed = worker.name, time.monotonic()
         else:
             record.worker += f"+{worker.name}"
-        leg.start(self._phase_of(leg.lease.role), self._loop.mailbox)
+        leg.start(submission, self._loop.mailbox)
         return leg
 
     def _next_lease(self) -> Lease:
@@ -295,7 +293,9 @@ def has_failed_early(token_ids: Sequence[int], finish: Finish | None) -> bool:
 def query_of(submission: Submission, record: RequestRecord) -> Query:
     """What of a request the router is to know."""
     lora_id = submission.lora.id if submission.lora else 0
-    return Query(submission.token_ids, (lora_id, submission.cache_salt), record.routing_key, submission.n)
+    # Blocks are shared only where the images are the same, too.
+    token_ids = keyed(submission.token_ids, submission.images) if submission.images else submission.token_ids
+    return Query(token_ids, (lora_id, submission.cache_salt), record.routing_key, submission.n)
 
 
 async def wait_for_lease(gateway: Gateway, lease: Callable[[], Lease]) -> Lease:

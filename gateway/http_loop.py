@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
+from gateway.fetch import Fetcher
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
 from gateway.streams import Batch, deliver_all
@@ -52,6 +53,8 @@ class HttpLoop:
         self.formats = formats
         self._request_seconds = request_seconds
         self._loop = asyncio.get_running_loop()
+        self.fetcher: Fetcher | None = None
+        """Made when the first image is to be fetched."""
         self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
         self._active: set[ActiveRequest] = set()
 

@@ -173,7 +173,7 @@ STAGE = Metric(
     "gateway_stage_seconds",
     "histogram",
     "What a request waited for: queue (a pool thread), render, tokenize (lookup: the part of it in the token cache), "
-    "route (a worker), engine (its first token).",
+    "images, route (a worker), engine (its first token).",
     ("model", "stage"),
     LATENCY_BUCKETS,
 )
@@ -192,6 +192,28 @@ TOKEN_CACHE_BYTES = Metric(
 TOKEN_CACHE_EVICTIONS = Metric(
     "gateway_token_cache_evictions_total", "counter", "Texts that the token cache gave up for others.", ("level",)
 )
+IMAGES = Metric(
+    "gateway_images_total",
+    "counter",
+    "Images of prompts, by what the image cache knew of them: hit, miss, or off.",
+    ("model", "outcome"),
+)
+IMAGE_BYTES = Metric("gateway_image_bytes_total", "counter", "Bytes of the images' files.", ("model",))
+IMAGES_REJECTED = Metric(
+    "gateway_images_rejected_total",
+    "counter",
+    "Images refused: url (no such), address (not allowed), fetch, timeout, format, broken, too_large, shape.",
+    ("model", "reason"),
+)
+IMAGE_SECONDS = Metric(
+    "gateway_image_seconds",
+    "histogram",
+    "What an image takes: fetch, read (base64, hash), load (decoding), preprocess, pack (for engines).",
+    ("model", "step"),
+    LATENCY_BUCKETS,
+)
+IMAGE_CACHE_BYTES = Metric("gateway_image_cache_bytes", "gauge", "Memory that preprocessed images take.")
+IMAGE_CACHE_ENTRIES = Metric("gateway_image_cache_entries", "gauge", "Preprocessed images in memory.")
 RETRIES = Metric(
     "gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",)
 )

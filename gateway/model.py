@@ -1,10 +1,12 @@
 """One served model: what its folder says, loaded and checked before the gateway is ready."""
 
 import hashlib
+import importlib
 from array import array
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine_adapters.base import Lora, Sampling
 from engine_adapters.tokenizer_file import (
@@ -20,6 +22,9 @@ from gateway.parsers.detect import AUTO, Choice, Signs, UnknownParser, choose_ca
 from gateway.parsers.output import Formats
 from gateway.tokenizer import ChatTemplates, RequestTemplates, Tokenizer, load_chat_templates
 from gateway.tokenizer.template_files import find_sources
+
+if TYPE_CHECKING:  # numpy and Pillow are imported only where a model has images
+    from gateway.multimodal.processor import Processor
 
 DEMO_FOLDER = Path(__file__).parent.parent / "engine_adapters" / "simulator" / "model"
 DEMO_NAME = "demo"
@@ -76,6 +81,8 @@ class Model:
     may_reason: bool = False
     """Also where its prompt does not open the reasoning: then it writes the start itself."""
     sampling: Sampling = Sampling()
+    processor: "Processor | None" = None
+    """Of its images; None for a model that takes only text."""
     lora: Lora | None = None
     parent: str = ""
 
@@ -128,7 +135,17 @@ class Model:
             eos_token_ids=array("I", checked_ends(folder, tokenizer)).tobytes(),
             system_fingerprint=fingerprint(tokenizer, templates),
             warnings=tuple(oddities(folder, tokenizer, templates)),
+            processor=load_processor(folder),
         )
+
+
+def load_processor(folder: Path) -> "Processor | None":
+    """What makes a model's input of images, if it takes any and they are known here. Raises TokenizerFileError."""
+    if not (folder / "preprocessor_config.json").is_file():
+        return None
+    multimodal = importlib.import_module("gateway.multimodal")
+    processor: Processor | None = multimodal.processor_of(folder)
+    return processor
 
 
 def read_signs(folder: Path) -> Signs:

@@ -1,15 +1,28 @@
 """A request's input to its prompt: rendered, then tokenized, where that costs the least."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
+from gateway.errors import BadRequest
 from gateway.gateway import Gateway
 from gateway.http_loop import HttpLoop
+from gateway.images import check_images, with_images
 from gateway.metrics import STAGE, TOKEN_CACHE_LOOKUPS, TOKEN_CACHE_TOKENS, Cells
 from gateway.model import Model
 from gateway.pools import INLINE_CHARACTERS
 from gateway.tokenizer import Encoder
-from gateway.types import Encoded, GenerateRequest, Input, Prompt, RequestRecord, TextInput, TokensInput
+from gateway.types import (
+    ChatInput,
+    Encoded,
+    GenerateRequest,
+    ImageSource,
+    Input,
+    Prompt,
+    RequestRecord,
+    TextInput,
+    TokensInput,
+)
 
 
 async def prepare(
@@ -17,6 +30,8 @@ async def prepare(
 ) -> Prompt:
     """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
     started = time.monotonic()
+    sources = request.input.images if isinstance(request.input, ChatInput) else ()
+    form = check_images(gateway, model, sources) if sources else None
     encoder, source = gateway.encoders[model.served_by], request.input
     is_known = isinstance(source, TextInput) and encoder.knows(source.text)
     if is_known or source.characters < INLINE_CHARACTERS:
@@ -26,14 +41,24 @@ async def prepare(
     if prompt.encoded is not None:
         record.token_cache = prompt.encoded.outcome
         count_lookup(loop.cells, model.name, prompt.encoded)
+    if form is not None:
+        prompt = await with_images(gateway, loop, model, sources, prompt, form)
+        record.image_seconds = time.monotonic() - started - prompt.render_seconds - prompt.tokenize_seconds
     if request.truncate_prompt_tokens is not None:
+        refuse_truncation(sources)
         prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
     record.prepared = time.monotonic()
     record.prompt_tokens = prompt.length
     record.render_seconds = prompt.render_seconds
     record.tokenize_seconds = prompt.tokenize_seconds
-    record.queue_seconds = max(0.0, record.prepared - started - prompt.render_seconds - prompt.tokenize_seconds)
+    known = prompt.render_seconds + prompt.tokenize_seconds + record.image_seconds
+    record.queue_seconds = max(0.0, record.prepared - started - known)
     return prompt
+
+
+def refuse_truncation(sources: Sequence[ImageSource]) -> None:
+    if sources:
+        raise BadRequest("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
 
 
 def count_lookup(cells: Cells, model: str, encoded: Encoded) -> None:
@@ -56,7 +81,11 @@ def render_and_encode(model: Model, encoder: Encoder, source: Input, may_wait: b
     if isinstance(source, TokensInput):
         return Prompt(source.token_ids)
     started = time.monotonic()
-    text, opens_reasoning = (source.text, None) if isinstance(source, TextInput) else model.templates.render(source)
+    if isinstance(source, TextInput):
+        text, opens_reasoning = source.text, None
+    else:
+        placeholder = model.processor.placeholder if source.images and model.processor else ""
+        text, opens_reasoning = model.templates.render(source, placeholder)
     rendered = time.monotonic()
     encoded = encoder.encode(text, may_wait)
     token_ids = encoded.token_ids

@@ -16,9 +16,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_adapters.base import EngineInfo, Load
 from gateway import log
@@ -35,6 +35,8 @@ from gateway.metrics import (
     CACHED_BLOCKS,
     GC_PAUSES,
     GC_SECONDS,
+    IMAGE_CACHE_BYTES,
+    IMAGE_CACHE_ENTRIES,
     POOL_DEPTH,
     POOL_THREADS,
     TOKEN_CACHE_BYTES,
@@ -57,6 +59,9 @@ from gateway.tokenizer import Encoder, Structure, TokenCache
 from gateway.tokenizer.cache import LEVELS
 from gateway.watch import Watch
 from gateway.worker_file import WorkerFile, WorkerFileError
+
+if TYPE_CHECKING:  # numpy and Pillow are imported only where a model has images
+    from gateway.multimodal.vision import Vision
 
 SERVERS = {"hypercorn": "gateway.http_server", "granian": "gateway.granian_server"}
 LAST_WORDS_SECONDS = 1.0
@@ -81,6 +86,7 @@ class Server:
         admit = functools.partial(admitted_model, models)
         cores = threading.Semaphore(os.cpu_count() or 1)
         tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
+        vision = Pool("vision", config.vision_threads, supervisor, cores)
         cache = TokenCache(config.cache_mb << 20) if config.cache_mb else None
         self.gateway = Gateway(
             config=config,
@@ -93,6 +99,8 @@ class Server:
             router=router,
             engine=EngineThread(router, admit, registry.cells(), supervisor),
             tokenize=tokenize,
+            vision=vision,
+            visions=visions_of(config, models, registry),
             validators=Validators(),
             registry=registry,
             supervisor=supervisor,
@@ -314,8 +322,8 @@ def add_gauges(gateway: Gateway) -> None:
     registry.gauge(WORKER_SPEED, each_worker(lambda worker: worker.session.load.tokens_per_second))
     registry.gauge(WORKER_KV, each_worker(lambda worker: kv_use(worker.session.load)))
     registry.gauge(CACHED_BLOCKS, lambda: [((model,), count) for model, count in router.known_blocks().items()])
-    registry.gauge(POOL_THREADS, lambda: [((gateway.tokenize.name,), gateway.tokenize.threads)])
-    registry.gauge(POOL_DEPTH, lambda: [((gateway.tokenize.name,), gateway.tokenize.depth)])
+    registry.gauge(POOL_THREADS, lambda: [((pool.name,), pool.threads) for pool in gateway.pools])
+    registry.gauge(POOL_DEPTH, lambda: [((pool.name,), pool.depth) for pool in gateway.pools])
     registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
 
 
@@ -323,6 +331,25 @@ def add_cache_gauges(registry: Registry, cache: TokenCache) -> None:
     levels = [(level,) for level in LEVELS]
     registry.gauge(TOKEN_CACHE_BYTES, lambda: zip(levels, cache.bytes_by_level(), strict=True))
     registry.gauge(TOKEN_CACHE_EVICTIONS, lambda: zip(levels, cache.evictions_by_level(), strict=True))
+
+
+def visions_of(config: Config, models: dict[str, Model], registry: Registry) -> "Mapping[str, Vision]":
+    """For each model that takes images; raises StartError."""
+    processors = {
+        name: (model.processor, model.tokenizer.id_of) for name, model in models.items() if model.processor is not None
+    }
+    if not processors:
+        return {}
+    multimodal = importlib.import_module("gateway.multimodal.vision")
+    try:
+        visions: Mapping[str, Vision] = multimodal.visions_of(config, processors)
+    except multimodal.VisionError as error:
+        raise StartError(str(error)) from error
+    cache = next(iter(visions.values())).cache
+    if cache is not None:
+        registry.gauge(IMAGE_CACHE_BYTES, lambda: [((), cache.bytes)])
+        registry.gauge(IMAGE_CACHE_ENTRIES, lambda: [((), len(cache))])
+    return visions
 
 
 def kv_use(load: Load) -> float:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from engine_adapters.base import Constraint, EngineInfo, Submission
-from gateway.errors import BadRequest
+from engine_adapters.images import unexpanded
+from gateway.errors import BadRequest, Unavailable
 from gateway.model import Model
 from gateway.types import ChatInput, GenerateRequest, Prompt
 
@@ -48,6 +49,7 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, const
         kv_retention=request.kv_retention,
         # Where the engine must be stopped from here, its tokens have to come as they are made.
         stream=request.stream or bool(request.output.stop),
+        images=prompt.images,
     )
 
 
@@ -100,3 +102,17 @@ def refuse_unsupported(submission: Submission, info: EngineInfo | None) -> None:
         if name not in info.features:
             field = BODY_FIELDS.get(name, name)
             raise BadRequest(f"{name} is not supported by the engine of this model ({info.engine})", param=field)
+
+
+def fitted(submission: Submission, info: EngineInfo | None) -> Submission:
+    """With its images as the engine takes them. Raises BadRequest when it takes none, and Unavailable when it came, and
+    takes files, after they had become tensors."""
+    features = info.features if info is not None else frozenset({"images.tensors"})
+    if "images.tensors" in features and all(image.tensors for image in submission.images):
+        return submission
+    if "images.encoded" not in features:
+        engine = info.engine if info is not None else ""
+        raise BadRequest(f"messages: images are not supported by the engine of this model ({engine})", param="messages")
+    if not all(image.encoded for image in submission.images):
+        raise Unavailable("the engines of this model have just changed, and take images in another way; retry")
+    return unexpanded(submission)

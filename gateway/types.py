@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from engine_adapters.base import Constraint, KvRetention, Logprobs, Sampling
+from engine_adapters.base import Constraint, Image, KvRetention, Logprobs, Sampling
 from gateway.errors import GatewayError
 
 COMPILING = 1_000_000
@@ -12,8 +12,28 @@ COMPILING = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image that a conversation refers to: its URL (`data:`, `https:`, `file:`), and the path of the field."""
+
+    url: str
+    path: str
+    detail: str = "auto"
+
+
+class ImageForm(NamedTuple):
+    """What the engines of a model want of its images: tensors, their float32 ones as `dtype`, and the file itself."""
+
+    tensors: bool = True
+    dtype: str = ""
+    encoded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChatInput:
-    """A conversation; messages, tools and documents stay dicts, since chat templates want dicts."""
+    """A conversation; messages, tools and documents stay dicts, since chat templates want dicts.
+
+    `images` are those of the parts `{"type": "image"}` in the messages, in their order.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -28,6 +48,7 @@ class ChatInput:
     """The name of one of the model's templates, or a template of the client's own."""
     add_special_tokens: bool = False
     """Around the rendered text; templates write their own."""
+    images: tuple[ImageSource, ...] = ()
 
     @property
     def characters(self) -> int:
@@ -153,6 +174,7 @@ class Prompt:
     """The marker, such as `<think>`, of a reasoning block that the prompt opens and leaves to the model to close."""
     encoded: Encoded | None = None
     """None for a prompt that came as tokens."""
+    images: tuple[Image, ...] = ()
 
     @property
     def length(self) -> int:
@@ -252,6 +274,8 @@ class RequestRecord:
     render_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     queue_seconds: float = 0.0
+    image_seconds: float = 0.0
+    """For fetching and preprocessing the images, which go on side by side."""
     prepared: float = 0.0
     routed: float = 0.0
     first_token: float = 0.0

@@ -34,7 +34,8 @@ class Watch:
     def _run(self) -> None:
         while not self._stopped.wait(TICK_SECONDS):
             self._name_stalled_streams()
-            self._gateway.tokenize.adapt()
+            for pool in self._gateway.pools:
+                pool.adapt()
             self._measure_lag()
             for worker in self._gateway.router.snapshot():
                 worker.session.check_silence()

@@ -11,10 +11,12 @@ from tests.processes import ROOT
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "schemas", "threads", "types"},
+    {"fetch"},
     {"generation_config", "multimodal", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "leg", "model"},
     {"doctor", "http_loop", "parse_command", "submissions", "worker_file"},
     {"gateway", "http1"},
+    {"images"},
     {"prepare"},
     {"generate"},
     {"api", "granian_server", "http_server", "watch"},

@@ -146,7 +146,7 @@ def test_a_bad_field_raises_bad_request_with_its_path(client: OpenAiClient, gate
 
     assert caught.value.fields["class"] == "BadRequestError"
     assert caught.value.fields["status_code"] == 400
-    assert caught.value.fields["param"] == "messages[1].content[0].type"
+    assert caught.value.fields["param"] == "messages[1].content[0].image_url"
     assert caught.value.fields["type"] == "invalid_request_error"
 
 

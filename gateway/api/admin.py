@@ -17,7 +17,7 @@ class AdminPools:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._pools = {pool.name: pool for pool in (gateway.tokenize,)}
+        self._pools = {pool.name: pool for pool in gateway.pools}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "PATCH":

@@ -1,13 +1,18 @@
 """The conversation in a body: messages, tools, documents, and how the template is to render them."""
 
+from functools import partial
 from typing import Any
 
 from gateway.api.body import Fields
-from gateway.types import ChatInput
+from gateway.api.image_parts import IMAGE_PARTS, read_image
+from gateway.types import ChatInput, ImageSource
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 NOT_TEMPLATE_ARGUMENTS = ("messages", "chat_template", "continue_final_message", "tokenize")
 """What `chat_template_kwargs` must not hold, since it has a place of its own or none."""
+TEXT_PARTS = {"input_text": "text", "output_text": "text"}
+IMAGE = {"type": "image"}
+"""What templates take for an image."""
 THINKING = {"enabled": True, "disabled": False, "auto": None}
 
 
@@ -19,8 +24,9 @@ def read_conversation(fields: Fields) -> ChatInput:
         arguments = {"add_generation_prompt": fields.boolean("add_generation_prompt")} | arguments
     if continues and arguments.get("add_generation_prompt"):
         fields.refuse("continue_final_message", "cannot be combined with add_generation_prompt")
+    images: list[ImageSource] = []
     return ChatInput(
-        messages=fields.each("messages", read_message),
+        messages=fields.each("messages", partial(read_message, images)),
         tools=read_tools(fields),
         documents=fields.each("documents", lambda document: document.values) if fields.has("documents") else None,
         template_arguments=arguments,
@@ -29,6 +35,7 @@ def read_conversation(fields: Fields) -> ChatInput:
         reasoning_effort=fields.text("reasoning_effort") if fields.has("reasoning_effort") else None,
         template=fields.text("chat_template") if fields.has("chat_template") else None,
         add_special_tokens=fields.boolean("add_special_tokens"),
+        images=tuple(images),
     )
 
 
@@ -73,8 +80,8 @@ def read_tool(fields: Fields) -> dict[str, Any]:
     return fields.values
 
 
-def read_message(fields: Fields) -> dict[str, Any]:
-    """A message as the client sent it, once it is known to be one."""
+def read_message(images: list[ImageSource], fields: Fields) -> dict[str, Any]:
+    """A message as the client sent it, once it is known to be one; its images are added to `images`."""
     role = fields.text("role")
     if role not in ROLES:
         fields.refuse("role", f"must be one of {', '.join(ROLES)}")
@@ -82,18 +89,23 @@ def read_message(fields: Fields) -> dict[str, Any]:
     if content is None and role != "assistant":
         fields.refuse("content", "is required")
     if isinstance(content, list):
-        content = fields.each("content", read_part)
+        content = fields.each("content", partial(read_part, images))
     elif content is not None and not isinstance(content, str):
         fields.refuse("content", "must be a string or a list of parts")
     return {**fields.values, "content": content}
 
 
-def read_part(fields: Fields) -> dict[str, Any]:
-    """A part of a content, which is text; a refusal in the history is text, too."""
+def read_part(images: list[ImageSource], fields: Fields) -> dict[str, Any]:
+    """A part of a content: an image or text. A refusal in the history is text, too, and so are the parts of the
+    Responses API."""
     kind = fields.text("type")
+    if kind in IMAGE_PARTS:
+        images.append(read_image(fields, kind))
+        return IMAGE
+    kind = TEXT_PARTS.get(kind, kind)
     if kind not in ("text", "refusal"):
-        fields.refuse("type", f"is {kind!r}, but this model takes only text")
+        fields.refuse("type", f"is {kind!r}, which is none of text, image_url, input_image, image")
     text = fields.value(kind)
     if not isinstance(text, str):
         fields.refuse(kind, "must be a string")
-    return fields.values if kind == "text" else {"type": "text", "text": text}
+    return fields.values if fields.values["type"] == "text" else {"type": "text", "text": text}

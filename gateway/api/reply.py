@@ -51,6 +51,8 @@ def to_json(value: Any) -> bytes:
 def stages(record: RequestRecord) -> dict[str, float]:
     """What a request waited for up to its first token, and between the two workers that shared it, in seconds."""
     passed = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
+    if record.image_seconds:
+        passed["images"] = record.image_seconds
     if record.routed:
         passed["route"] = record.routed - record.prepared
     if record.first_token:

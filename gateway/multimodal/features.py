@@ -5,18 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.errors import BadRequest
+from gateway.errors import BadImage
 
-
-class BadImage(BadRequest):
-    """The image cannot be loaded, or not be preprocessed for this model. `reason` is one word for the metrics:
-    `format`, `broken`, `too_large` or `shape`."""
-
-    default_code = "invalid_image"
-
-    def __init__(self, message: str, *, reason: str, param: str | None = None) -> None:
-        super().__init__(message, param=param)
-        self.reason = reason
+__all__ = ["BadImage", "Features"]
 
 
 @dataclass(frozen=True, slots=True)

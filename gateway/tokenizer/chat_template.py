@@ -1,6 +1,7 @@
 """Chat templates: a conversation rendered to the text its model was trained on, just as transformers renders it.
 
-Threads: one template serves every thread; all that changes while it renders is in locals.
+Threads: one template serves every thread; all that changes while it renders is in locals, but for what `writes` has
+found out, which is the same whoever finds it.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class ChatTemplate:
         self._compiled = CompiledTemplate(source)
         self._special_tokens = dict(special_tokens)
         self.source = source
+        self._writes: dict[str, bool] = {}
         self.facts = examine(self._compiled, special_tokens)
         self.opens_reasoning = self._probe_opening()
         """The marker that a prompt leaves open when nobody says whether to think."""
@@ -56,6 +58,17 @@ class ChatTemplate:
         field = source.continue_final_message if isinstance(source.continue_final_message, str) else "content"
         continued = self._tag(messages, field)
         return _up_to_tag(self._compiled.render(variables), continued)
+
+    def writes(self, placeholder: str) -> bool:
+        """Whether it makes one `placeholder` of a part that is an image."""
+        if placeholder not in self._writes:
+            content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+            try:
+                text = self.render(ChatInput([{"role": "user", "content": content}]))
+            except BadRequest:
+                text = ""
+            self._writes[placeholder] = text.count(placeholder) == 1
+        return self._writes[placeholder]
 
     def open_reasoning(self, prompt: str, source: ChatInput) -> str | None:
         """The opening marker of the reasoning block that a rendered `prompt` leaves open, if it does.

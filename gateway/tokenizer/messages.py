@@ -21,6 +21,17 @@ def fitted(messages: list[Message], facts: TemplateFacts) -> list[Message]:
     return [_fitted(message, facts, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
+def with_placeholders(messages: list[Message], placeholder: str) -> list[Message]:
+    """For templates that know nothing of images: each one a text, on a line of its own."""
+    text = {"type": "text", "text": placeholder}
+    return [
+        {**each, "content": [text if part.get("type") == "image" else part for part in each["content"]]}
+        if isinstance(each.get("content"), list)
+        else each
+        for each in messages
+    ]
+
+
 def _fitted(message: Message, facts: TemplateFacts, path: str) -> Message:
     role = message.get("role")
     if len(message) == 2 and role in PLAIN and role not in facts.needs_parts and type(message.get("content")) is str:

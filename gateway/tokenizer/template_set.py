@@ -7,11 +7,12 @@ while a template compiles; who asks for one that another thread is compiling wai
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from gateway.errors import BadRequest
 from gateway.tokenizer.chat_template import ChatTemplate
+from gateway.tokenizer.messages import with_placeholders
 from gateway.types import ChatInput
 
 DEFAULT, TOOL_USE, RAG = "default", "tool_use", "rag"
@@ -88,9 +89,14 @@ class ChatTemplates:
             raise BadRequest(self._what_is_missing(), param="messages", code="no_chat_template")
         return default
 
-    def render(self, source: ChatInput) -> tuple[str, str | None]:
-        """(the prompt, the marker of the reasoning block that it leaves open); raises BadRequest."""
+    def render(self, source: ChatInput, placeholder: str = "") -> tuple[str, str | None]:
+        """(the prompt, the marker of the reasoning block that it leaves open); raises BadRequest.
+
+        `placeholder` is what stands for an image.
+        """
         template = self.of(source)
+        if placeholder and not template.writes(placeholder):
+            source = replace(source, messages=with_placeholders(source.messages, placeholder))
         prompt = template.render(source)
         return prompt, template.open_reasoning(prompt, source)
 

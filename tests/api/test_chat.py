@@ -51,7 +51,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("messages[0].content[0]", {"messages": [{"role": "user", "content": ["Hi"]}]}),
     ("messages[0].content[0].type", {"messages": [{"role": "user", "content": [{"text": "Hi"}]}]}),
     (
-        "messages[2].content[1].type",
+        "messages[2].content[1].image_url",
         {"messages": [USER, USER, {"role": "user", "content": [{"type": "text", "text": ""}, {"type": "image_url"}]}]},
     ),
     ("messages[0].content[0].text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
