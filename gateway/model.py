@@ -141,10 +141,13 @@ class Model:
 
 def load_processor(folder: Path) -> "Processor | None":
     """What makes a model's input of images, if it takes any and they are known here. Raises TokenizerFileError."""
-    if not (folder / "preprocessor_config.json").is_file():
+    if not any((folder / f"{name}_config.json").is_file() for name in ("preprocessor", "processor")):
         return None
     multimodal = importlib.import_module("gateway.multimodal")
-    processor: Processor | None = multimodal.processor_of(folder)
+    try:
+        processor: Processor | None = multimodal.processor_of(folder)
+    except multimodal.ProcessorConfigError as error:
+        raise TokenizerFileError(f"{folder}: {error}") from error
     return processor
 
 

@@ -65,6 +65,7 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--dp-size", type=at_least_one, default=1, help="data-parallel ranks, each with its own batch and KV cache")
     add("--output", default="text", metavar="KIND", help="what to answer: text, echo, random or script:FILE")
     add("--image-dtype", choices=["float16", "bfloat16"], default="", help="what images' tensors are wanted in")
+    add("--log-images", action="store_true", help="tell the log of each image, with the hash of its bytes")
     add("--ignore-eos", action="store_true", help="no answer ends by itself, only by its limit")
     add("--speed", type=not_negative, default=1.0, help="2 is twice as fast; 0 answers without delay")
     add("--wire", choices=[*WIRES], default="step", help="the step stream, or what trtllm-serve --grpc speaks")
@@ -134,7 +135,9 @@ def make_engine(options: argparse.Namespace) -> SimulatedEngine:
         eos_token_ids=frozenset(eos_token_ids),
     )
     logprobs = LogprobSource(sorted(tokenizer.tokens.keys() - tokenizer.added_ids))
-    return SimulatedEngine(info, scheduler, logprobs, speed=options.speed, ignore_eos=options.ignore_eos)
+    engine = SimulatedEngine(info, scheduler, logprobs, speed=options.speed, ignore_eos=options.ignore_eos)
+    engine.logs_images = options.log_images
+    return engine
 
 
 async def serve(options: argparse.Namespace, engine: SimulatedEngine) -> None:

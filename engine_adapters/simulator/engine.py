@@ -4,18 +4,22 @@ Threads: none of its own. Everything here runs on one event loop, the one that `
 """
 
 import asyncio
+import hashlib
+import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from engine_adapters.base import EngineInfo, KvEvent, Load, Logprobs, Submission
+from engine_adapters.base import EngineInfo, Image, KvEvent, Load, Logprobs, Submission
 from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.scheduler import Scheduler
 from engine_adapters.step.meter import TokenMeter
 from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
 
+log = logging.getLogger("simulator")
 LARGEST_LAG = 0.05
 """An engine that fell behind makes up for no more than this: it slows down instead of bursting."""
 FRAME_WAIT = 0.05
@@ -55,6 +59,17 @@ class Harness(Protocol):
         """Wait until all that was emitted is on its way, but no longer than `timeout` seconds."""
 
 
+def described(image: Image) -> "dict[str, Any]":
+    """An image as the log tells of it; `sha256` is that of each tensor's bytes, or the file's."""
+    tensors = [
+        {"name": name, "dtype": tensor.dtype, "shape": tensor.shape, "sha256": hashlib.sha256(view).hexdigest()}
+        for name, (tensor, view) in image.views().items()
+    ]
+    encoded = hashlib.sha256(image.encoded).hexdigest() if image.encoded else ""
+    place = {"offset": image.offset, "length": image.length, "placeholder": image.placeholder}
+    return {"hash": image.hash.hex(), **place, "tensors": tensors, "encoded": encoded}
+
+
 class SimulatedEngine:
     """A `StepEngine`. With `ignore_eos` no stream ends on the model's end of sequence, whatever its request says."""
 
@@ -72,6 +87,7 @@ class SimulatedEngine:
         self._logprobs = logprobs
         self._clock = EngineClock(speed)
         self._ignore_eos = ignore_eos
+        self.logs_images = False
         self._meter = TokenMeter()
         self._something_changed = asyncio.Event()
         self._server: Harness | None = None
@@ -96,6 +112,9 @@ class SimulatedEngine:
     def submit(self, streams: Sequence[Stream], submission: Submission) -> None:
         if self._ignore_eos and not submission.ignore_eos:
             submission = replace(submission, ignore_eos=True)
+        if self.logs_images:
+            for image in submission.images:
+                log.info("image %s", json.dumps(described(image)))
         refusal = self._scheduler.submit(streams, submission)
         if refusal is None:
             self._logprobs.note(streams, submission)

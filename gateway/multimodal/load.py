@@ -34,7 +34,6 @@ PLUGINS = (
     IcoImagePlugin.IcoImageFile,
     Jpeg2KImagePlugin.Jpeg2KImageFile,
     JpegImagePlugin.JpegImageFile,
-    MpoImagePlugin.MpoImageFile,
     PngImagePlugin.PngImageFile,
     PpmImagePlugin.PpmImageFile,
     TiffImagePlugin.TiffImageFile,
