@@ -1,4 +1,4 @@
-"""Images in a prompt: what their tokens are to a prefix cache, how a prompt has them unexpanded, what makes no sense."""
+"""Images in a prompt: what their tokens are to a prefix cache, how a prompt has them unexpanded, what is wrong."""
 
 from array import array
 from collections.abc import Sequence

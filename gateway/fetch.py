@@ -7,9 +7,11 @@ Threads: a `Fetcher` belongs to one HTTP loop, and so do its connections.
 """
 
 import asyncio
+import functools
 import ipaddress
 import os
 import socket
+import ssl
 import stat
 import urllib.parse
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import certifi
 import httpcore
 
 from gateway.config import Config
@@ -109,6 +112,14 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+@functools.cache
+def trusted() -> ssl.SSLContext:
+    """Whose certificates count: the system's authorities (or SSL_CERT_FILE's) and Mozilla's. Takes some 20 ms."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
 class Fetcher:
     """Fetches within `limits`; connections are kept and used again."""
 
@@ -117,6 +128,7 @@ class Fetcher:
         self._pool = httpcore.AsyncConnectionPool(
             max_connections=CONNECTIONS,
             keepalive_expiry=IDLE_SECONDS,
+            ssl_context=trusted(),
             network_backend=PinnedNetwork(limits.networks),
         )
 

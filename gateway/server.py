@@ -28,6 +28,7 @@ from gateway.config import Config
 from gateway.embedded import EmbeddedExecutor
 from gateway.engines import EngineThread, WorkerUnfit
 from gateway.errors import Unavailable
+from gateway.fetch import trusted
 from gateway.gateway import Gateway
 from gateway.http_loop import BACKLOG, count_active
 from gateway.metrics import (
@@ -341,6 +342,7 @@ def visions_of(config: Config, models: dict[str, Model], registry: Registry) -> 
     if not processors:
         return {}
     multimodal = importlib.import_module("gateway.multimodal.vision")
+    trusted()  # now, and not on the loop that fetches the first image
     try:
         visions: Mapping[str, Vision] = multimodal.visions_of(config, processors)
     except multimodal.VisionError as error:

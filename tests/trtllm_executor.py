@@ -17,16 +17,24 @@ class Executor(Process):
     """`python -m engine_adapters.trtllm.executor`, listening. `calls()` is what its engine was asked so far."""
 
     def __init__(
-        self, *arguments: str, version: str = NEW, step_ms: float = 1, calls: Path | None = None, ready: bool = True
+        self,
+        *arguments: str,
+        version: str = NEW,
+        step_ms: float = 1,
+        calls: Path | None = None,
+        ready: bool = True,
+        model: Path = MODEL,
+        images: bool = False,
     ) -> None:
         self._calls = calls
         settings = environment(
             PYTHONPATH=str(STANDIN),
             STANDIN_VERSION=version,
             STANDIN_STEP_MS=str(step_ms),
+            STANDIN_IMAGES="1" if images else None,
             STANDIN_CALLS=str(calls) if calls else None,
         )
-        super().__init__([sys.executable, "-m", "engine_adapters.trtllm.executor", str(MODEL), *arguments], settings)
+        super().__init__([sys.executable, "-m", "engine_adapters.trtllm.executor", str(model), *arguments], settings)
         if not ready:
             return
         try:

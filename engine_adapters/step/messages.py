@@ -114,8 +114,8 @@ class MemoryFile:
 
 @dataclass(slots=True)
 class UploadRequest:
-    """A payload in pieces, in order, before the Submit that names it. The first has no data: the reply may say that all is
-    here already. It stays for at least 30 s after the last piece, question or Submit.
+    """A payload in pieces, in order, before the Submit that names it. The first has no data: the reply may say that all
+    is here already. It stays for at least 30 s after the last piece, question or Submit.
     """
 
     LAYOUT: ClassVar[Layout]

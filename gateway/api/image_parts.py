@@ -7,7 +7,7 @@ from gateway.types import ImageSource
 
 IMAGE_PARTS = ("image_url", "input_image", "image")
 DETAILS = ("auto", "low", "high", "original")
-URL_SCHEMES = ("data:", "https:", "http:", "file:")
+LONGEST_SCHEME = 20
 SOURCES = ("image_url", "image", "source", "url", "base64", "data")
 """Where in a part the image is: OpenAI's name and those of other clients."""
 
@@ -38,6 +38,5 @@ def read_detail(fields: Fields) -> str:
 
 
 def as_url(text: str) -> str:
-    """What has no scheme is base64."""
-    start = text[:6].lower()
-    return text if start.startswith(URL_SCHEMES) else f"data:;base64,{text}"
+    """What has no scheme is base64, which has no colon."""
+    return text if ":" in text[:LONGEST_SCHEME] else f"data:;base64,{text}"

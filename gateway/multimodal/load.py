@@ -14,7 +14,6 @@ from PIL import (
     IcoImagePlugin,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,

@@ -73,6 +73,7 @@ class Settings:
     )
     supports_priority: bool = False
     supports_lora: bool = False
+    supports_multimodal: bool = False
     supports_stop_in_output: bool = True
     loras: list[str] = field(default_factory=list)
     dp_size: int = 1
@@ -162,7 +163,7 @@ class Server:
             supports_text_input=True,
             supports_token_ids_input=settings.takes_token_ids,
             supports_lora=settings.supports_lora,
-            supports_multimodal=False,
+            supports_multimodal=settings.supports_multimodal,
         )
         generation = info.generation
         for logprobs in (generation.output_logprobs, generation.prompt_logprobs):
@@ -262,7 +263,7 @@ class Server:
         settings = self.settings
         if not request.request_id or not request.model:
             raise ValueError("request_id and model must be non-empty")
-        if request.media:
+        if request.media and not settings.supports_multimodal:
             raise Unsupported("multimodal media is not supported")
         if request.lora_name and not settings.supports_lora:
             raise Unsupported("LoRA selection is not supported")

@@ -58,6 +58,8 @@ def features(trt: TensorRt) -> "frozenset[str]":
     found |= {"disaggregation"} if trt.argument("cache_transceiver_config") else set()
     if trt.argument("kv_cache_config.event_buffer_max_size") and trt.argument("kv_cache_config.enable_block_reuse"):
         found.add("kv_events")
+    found |= {"images.encoded"} if trt.takes_images else set()
+    found |= {"images.tensors"} if trt.takes_tensors else set()
     backend = trt.argument("guided_decoding_backend")
     if backend:
         found |= {f"constraint.{kind}" for kind in CONSTRAINT_KINDS}
@@ -84,6 +86,7 @@ def describe(options: Options, trt: TensorRt, tokenizer: TokenizerFile, eos_toke
         dp_size=(trt.argument("tensor_parallel_size") or 1) if has_dp else 1,
         features=features(trt),
         role=options.role,
+        image_dtype=options.image_dtype,
     )
 
 
@@ -121,7 +124,7 @@ def run(options: Options) -> None:
     tokenizer, eos_token_ids = TokenizerFile(folder), read_eos_token_ids(folder)
     if not eos_token_ids:
         raise TokenizerFileError(f"{folder} names no end-of-sequence token; put eos_token_id into config.json")
-    trt = TensorRt(options.model, options.llm, eos_token_ids[0], tokenizer)
+    trt = TensorRt(options.model, options.llm, eos_token_ids[0], tokenizer, options.image_tensors)
     try:
         info = describe(options, trt, tokenizer, eos_token_ids)
         if info.role and "disaggregation" not in info.features:

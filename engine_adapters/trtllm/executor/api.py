@@ -17,7 +17,7 @@ from typing import Any
 
 from engine_adapters.base import Constraint, KvRetention, Logprobs, Submission
 from engine_adapters.tokenizer_file import TokenizerFile
-from engine_adapters.trtllm.executor import handoff
+from engine_adapters.trtllm.executor import handoff, images
 
 PLACES: "Mapping[str, Sequence[str]]" = {
     "LLM": ("tensorrt_llm",),
@@ -140,6 +140,7 @@ class TensorRt:
         options: "Mapping[str, Any]",
         eos_token_id: int,
         tokenizer: TokenizerFile,
+        takes_tensors: bool = False,
     ) -> None:
         """Takes minutes. Raises ApiError."""
         os.environ.setdefault("TLLM_ALLOW_N_GREEDY_DECODING", "1")
@@ -150,6 +151,10 @@ class TensorRt:
             self._llm: Any = self.names.LLM(model=model, **options)
         except Exception as error:  # whatever it raises, it is why we cannot start
             raise ApiError(f"tensorrt_llm {self.names.version} cannot load {model}: {error}") from error
+        self.takes_images = images.takes_images(self._llm)
+        self.takes_tensors = self.takes_images and takes_tensors
+        if self.takes_tensors:
+            self._llm.input_processor = images.TensorProcessor(self._llm.input_processor)
         self.has_priority = self.names.takes("LLM.generate_async", "priority")
 
     def argument(self, name: str) -> Any:
@@ -171,7 +176,7 @@ class TensorRt:
         """Start; raises RequestFault."""
         try:
             result = self._llm.generate_async(
-                {"prompt_token_ids": array("I", submission.token_ids).tolist()},
+                images.inputs_of(submission),
                 **self._arguments(submission, vocab_size),
             )
         except Exception as error:  # the request must end, whatever an engine makes of it

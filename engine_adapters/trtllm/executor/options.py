@@ -41,6 +41,8 @@ class Options:
     port: int
     name: str
     role: Phase
+    image_tensors: bool
+    image_dtype: str
     llm: "dict[str, Any]"
 
 
@@ -61,6 +63,12 @@ def parse(arguments: "Sequence[str] | None", load_yaml: "Callable[[str], Any]") 
     add("--served-model-name", default="", metavar="NAME", help="the name told to gateways (default: the folder's)")
     add("--role", choices=[*ROLES], default="any", help="the only phase it serves (default: any)")
     add(
+        "--image-tensors",
+        action="store_true",
+        help="take images preprocessed by the gateway: what TensorRT-LLM does with them is no documented interface",
+    )
+    add("--image-dtype", choices=["float16", "bfloat16"], default="", help="what such images are wanted in")
+    add(
         "--extra-llm-api-options", "--extra_llm_api_options", metavar="FILE", help="options of tensorrt_llm.LLM as YAML"
     )
     own, others = parser.parse_known_args(arguments)
@@ -69,7 +77,8 @@ def parse(arguments: "Sequence[str] | None", load_yaml: "Callable[[str], Any]") 
         llm = merged(llm, layer)
     if llm.get("num_postprocess_workers"):
         raise OptionError("num_postprocess_workers must be 0: the gateway does what these would do")
-    return Options(own.model, own.host, own.port, own.served_model_name, ROLES[own.role], llm)
+    role, image_tensors = ROLES[own.role], own.image_tensors
+    return Options(own.model, own.host, own.port, own.served_model_name, role, image_tensors, own.image_dtype, llm)
 
 
 def merged(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> "dict[str, Any]":

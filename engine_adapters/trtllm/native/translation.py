@@ -30,6 +30,7 @@ FEATURES = frozenset(
         "repetition_penalty",
         "logit_bias",
         "lora",
+        "images.encoded",
         *(f"constraint.{kind}" for kind in CONSTRAINT_KINDS),
     }
 )
@@ -102,6 +103,7 @@ def generate_message(request_id: str, submission: Submission, info: EngineInfo) 
     return messages.GenerateRequest(
         request_id=request_id,
         tokenized=messages.TokenizedInput(input_token_ids=memoryview(submission.token_ids).cast("I")),
+        multimodal_input=_images(submission),
         sampling_config=_sampling_message(submission),
         output_config=messages.OutputConfig(
             submission.logprobs, submission.prompt_logprobs, exclude_input_from_output=True
@@ -137,6 +139,13 @@ def _sampling_message(submission: Submission) -> messages.SamplingConfig:
         frequency_penalty=sampling.frequency_penalty,
         min_p=sampling.min_p,
     )
+
+
+def _images(submission: Submission) -> "messages.MultimodalInput | None":
+    """The files; the prompt has one placeholder for each, which the engine expands."""
+    if not submission.images:
+        return None
+    return messages.MultimodalInput([image.encoded for image in submission.images])
 
 
 def _guided_decoding(constraint: Constraint) -> messages.GuidedDecodingParams:

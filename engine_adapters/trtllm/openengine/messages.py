@@ -17,6 +17,10 @@ CONTROL_ABORT: Final = "/openengine.v1.Control/Abort"
 CONTROL_LIST_LORAS: Final = "/openengine.v1.Control/ListLoras"
 CONTROL_SUBSCRIBE_KV_EVENTS: Final = "/openengine.v1.Control/SubscribeKvEvents"
 
+# Modality
+MODALITY_UNSPECIFIED: Final = 0
+MODALITY_IMAGE: Final = 1
+
 # FinishReason
 FINISH_REASON_UNSPECIFIED: Final = 0
 FINISH_REASON_STOP: Final = 1
@@ -84,8 +88,18 @@ class GenerateRequest:
     response: ResponseOptions | None = None
     kv: KvOptions | None = None
     guided: GuidedDecoding | None = None
+    media: list[MediaItem] = field(default_factory=list)  # for the placeholders in the prompt, in their order
     lora_name: str = ""  # of an adapter that the engine has loaded
     extra: Struct | None = None  # what one engine understands and another may ignore
+
+
+@dataclass(slots=True)
+class MediaItem:
+    LAYOUT: ClassVar[Layout]
+
+    modality: int = 0  # Modality
+    raw_bytes: bytes | None = None  # an encoded file
+    uuid: str = ""  # the same for the same content
 
 
 @dataclass(slots=True)
@@ -339,6 +353,7 @@ class ModelInfo:
     supports_token_ids_input: bool | None = None
     generation: GenerationCapabilities | None = None
     supports_lora: bool | None = None
+    supports_multimodal: bool | None = None
 
 
 @dataclass(slots=True)
@@ -569,8 +584,15 @@ GenerateRequest.LAYOUT = Layout(
     singular(7, "response", ResponseOptions),
     singular(8, "kv", KvOptions),
     singular(9, "guided", GuidedDecoding),
+    repeated(10, "media", MediaItem),
     singular(11, "lora_name", "string"),
     singular(12, "extra", Struct),
+)
+
+MediaItem.LAYOUT = Layout(
+    singular(1, "modality", "enum"),
+    one_of(4, "raw_bytes", "bytes"),
+    singular(6, "uuid", "string"),
 )
 
 TokenIds.LAYOUT = Layout(
@@ -730,6 +752,7 @@ ModelInfo.LAYOUT = Layout(
     optional(21, "supports_token_ids_input", "bool"),
     singular(22, "generation", GenerationCapabilities),
     optional(23, "supports_lora", "bool"),
+    optional(24, "supports_multimodal", "bool"),
 )
 
 GenerationCapabilities.LAYOUT = Layout(

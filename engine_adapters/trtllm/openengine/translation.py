@@ -14,6 +14,7 @@ from engine_adapters import codec
 from engine_adapters.base import (
     Constraint,
     EngineInfo,
+    Image,
     KvCleared,
     KvEvent,
     KvRemoved,
@@ -79,6 +80,7 @@ def request_message(
         response=_response(submission),
         kv=_kv(submission),
         guided=None if submission.constraint is None else _guided(submission.constraint),
+        media=[_media(image) for image in submission.images],
         lora_name="" if submission.lora is None else submission.lora.name,
         extra=_extra(is_prefill),
     )
@@ -130,6 +132,11 @@ def _guided(constraint: Constraint) -> messages.GuidedDecoding:
     guided = messages.GuidedDecoding()
     setattr(guided, GUIDE_FIELDS.get(constraint.kind, constraint.kind), constraint.guide)
     return guided
+
+
+def _media(image: Image) -> messages.MediaItem:
+    """The file; the prompt has one placeholder for it, which the engine expands."""
+    return messages.MediaItem(messages.MODALITY_IMAGE, raw_bytes=image.encoded, uuid=image.hash.hex())
 
 
 def _extra(is_prefill: bool) -> messages.Struct:
@@ -215,6 +222,7 @@ def _features(server: messages.ServerInfo, model: messages.ModelInfo, has_kv_eve
         "priority": generation.supports_priority,
         "cache_salt": generation.supports_cache_salt,
         "lora": model.supports_lora,
+        "images.encoded": model.supports_multimodal,
         "disaggregation": connector is not None and connector.enabled,
         "kv_events": has_kv_events,
         **{f"constraint.{kind}": mode in modes for kind, mode in GUIDES.items()},

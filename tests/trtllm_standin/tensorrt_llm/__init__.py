@@ -6,6 +6,7 @@ end-of-sequence id that stays, stop ids that do not, queues for one reader, erro
 
     STANDIN_VERSION    1.2.0 (the default), 1.4.0rc1, or 0.20.0, which is too old
     STANDIN_STEP_MS    how long a step takes
+    STANDIN_IMAGES     1: the model takes images
     STANDIN_CALLS      a file that gets what each generate_async was given, as a line of JSON
 
 A request's cache salt may tell it what to do: "fail:2" fails after two tokens, "die:2" takes the engine along,

@@ -23,6 +23,7 @@ from tensorrt_llm.params import (
 )
 
 STEP_SECONDS = float(os.environ.get("STANDIN_STEP_MS", "1")) / 1000
+HAS_IMAGES = os.environ.get("STANDIN_IMAGES") == "1"
 BLOCK = 4
 KNOWN = {
     "tensor_parallel_size": 1,
@@ -244,6 +245,17 @@ def _handoff(running: Running, token_id: int) -> Any:
     )
 
 
+class DefaultInputProcessor:
+    """Of a model that takes only text."""
+
+    def __call__(self, inputs: Any, sampling_params: SamplingParams) -> "tuple[list[int], Any]":
+        raise NotImplementedError
+
+
+class QwenInputProcessor(DefaultInputProcessor):
+    """Of a model that takes images."""
+
+
 class BaseLLM:
     def __init__(self, model: str, tokenizer: Any = None, **kwargs: Any) -> None:
         unknown = kwargs.keys() - KNOWN.keys()
@@ -254,6 +266,7 @@ class BaseLLM:
         self._queues = (AsyncQueue(), AsyncQueue())
         self._executor = Executor(self.args, self._queues)
         self._ids = 0
+        self.input_processor = QwenInputProcessor() if HAS_IMAGES else DefaultInputProcessor()
 
     def get_stats_async(self, timeout: float = 2) -> IterationResult:
         return IterationResult(self._queues[0], timeout)
@@ -272,7 +285,10 @@ class BaseLLM:
     ) -> GenerationResult:
         if self._executor.is_shutdown():
             raise RuntimeError("LLM is shutting down")
-        prompt = inputs["prompt_token_ids"]
+        if "prompt_token_ids" in inputs:
+            prompt = inputs["prompt_token_ids"]
+        else:
+            prompt, inputs = self.input_processor(inputs, sampling_params)
         _record(inputs, sampling_params, streaming, others)
         self._check(prompt, sampling_params)
         self._ids += 1
