@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from engine_adapters.base import Finish, FinishReason, Submission
+from engine_adapters.base import Finish, FinishReason, Image, Submission
 from engine_adapters.images import keyed
 from engine_adapters.simulator import handoff
 from engine_adapters.simulator.kv_cache import block_hashes, root_hash
@@ -44,6 +44,8 @@ class Prompt:
     root: int
     block_hashes: Sequence[int]
     must_be_read: bool
+    images: "Sequence[Image]" = ()
+    """Held as long as the request lives, as an engine may."""
 
     @classmethod
     def of(cls, submission: Submission, block_size: int) -> "Prompt":
@@ -55,6 +57,7 @@ class Prompt:
             root=root,
             block_hashes=[*block_hashes(token_ids, block_size, root)],
             must_be_read=submission.prompt_logprobs is not None,
+            images=submission.images,
         )
 
 
