@@ -48,10 +48,9 @@ class Query:
 
     def keys(self, block_size: int) -> list[int]:
         """The keys of the prompt's whole blocks; worked out once, also for another attempt."""
-        keys = self._keys.get(block_size)
-        if keys is None:
-            keys = self._keys[block_size] = block_keys(self.token_ids, block_size, self.seed)
-        return keys
+        if block_size not in self._keys:  # not `get`: the engine thread asks, too (docs/architecture.md)
+            self._keys[block_size] = block_keys(self.token_ids, block_size, self.seed)
+        return self._keys[block_size]
 
     def reusable_keys(self, block_size: int) -> list[int]:
         """Those of the blocks that can come from a cache: the last token must be read, the first answer follows it."""
