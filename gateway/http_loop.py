@@ -17,7 +17,7 @@ from gateway.fetch import Fetcher
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
 from gateway.streams import Batch, deliver_all
-from gateway.threads import Mailbox
+from gateway.threads import Command, Mailbox, Outbox
 from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
@@ -35,14 +35,15 @@ task that waits in `receive`."""
 
 
 class HttpLoop:
-    """`tables` and `formats` are this loop's own copies of the models', by model name; a request is ended after
-    `request_seconds`, if that is not 0."""
+    """`tables` and `formats` are this loop's own copies of the models', by model name, and `outbox` its own way to the
+    engine thread. A request is ended after `request_seconds`, if that is not 0."""
 
     def __init__(
         self,
         cells: Cells,
         tables: dict[str, DetokenizerTable],
         formats: dict[str, Formats],
+        outbox: Outbox[Command],
         request_seconds: float,
     ) -> None:
         self.name = threading.current_thread().name
@@ -51,6 +52,7 @@ class HttpLoop:
         """What this loop need not tell the log again."""
         self.tables = tables
         self.formats = formats
+        self.outbox = outbox
         self._request_seconds = request_seconds
         self._loop = asyncio.get_running_loop()
         self.fetcher: Fetcher | None = None

@@ -13,20 +13,29 @@ NOT_TEMPLATE_ARGUMENTS = ("messages", "chat_template", "continue_final_message",
 TEXT_PARTS = {"input_text": "text", "output_text": "text"}
 IMAGE = {"type": "image"}
 """What templates take for an image."""
+TEMPLATE_FIELDS = frozenset(
+    (
+        *("continue_final_message", "chat_template_kwargs", "add_generation_prompt", "tools", "documents"),
+        *("enable_thinking", "thinking", "reasoning_effort", "chat_template", "add_special_tokens"),
+    )
+)
 THINKING = {"enabled": True, "disabled": False, "auto": None}
 
 
 def read_conversation(fields: Fields) -> ChatInput:
     """Raises BadRequest with the path of what is wrong."""
+    images: list[ImageSource] = []
+    messages = fields.each("messages", partial(read_message, images))
+    if fields.lacks(TEMPLATE_FIELDS):
+        return ChatInput(messages, images=tuple(images))
     continues = read_continue(fields)
     arguments = read_template_arguments(fields)
     if fields.has("add_generation_prompt"):
         arguments = {"add_generation_prompt": fields.boolean("add_generation_prompt")} | arguments
     if continues and arguments.get("add_generation_prompt"):
         fields.refuse("continue_final_message", "cannot be combined with add_generation_prompt")
-    images: list[ImageSource] = []
     return ChatInput(
-        messages=fields.each("messages", partial(read_message, images)),
+        messages=messages,
         tools=read_tools(fields),
         documents=fields.each("documents", lambda document: document.values) if fields.has("documents") else None,
         template_arguments=arguments,
@@ -92,6 +101,8 @@ def read_message(images: list[ImageSource], fields: Fields) -> dict[str, Any]:
         content = fields.each("content", partial(read_part, images))
     elif content is not None and not isinstance(content, str):
         fields.refuse("content", "must be a string or a list of parts")
+    if isinstance(content, str):
+        return fields.values
     return {**fields.values, "content": content}
 
 

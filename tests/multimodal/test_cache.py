@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -19,7 +20,7 @@ class Value:
 
 def names(cache: ImageCache[Value], *keys: str) -> list[bool]:
     """Whether each was known."""
-    return [cache.get(key, lambda: Value(key))[1] for key in keys]
+    return [cache.get(key, partial(Value, key))[1] for key in keys]
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -68,7 +69,7 @@ def test_many_threads_compute_each_thing_once() -> None:
     def hammer(seed: int) -> None:
         start.wait()
         for key in keys(seed):
-            value, _ = cache.get(key, lambda key=key: make(key))  # type: ignore[misc]
+            value, _ = cache.get(key, partial(make, key))
             if value.name != str(key):
                 wrong.append((key, value))
 
