@@ -60,7 +60,7 @@ def gateway(
     chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
     fixed = ["--worker", f"{worker.wire}://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
     with _started(*launcher or ("gateway",), *fixed, *chosen, *settings) as popen:
-        yield Process(popen, _port_of(first_line(popen)))
+        yield Process(popen, port_of_line(first_line(popen)))
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def bare_app(options: argparse.Namespace, *arguments: str) -> Iterator[Process]:
         stamps = folder / "stamps"
         own = ("--stamps", str(stamps), "--server", options.server)
         with _started("perf.bare_app", *own, *arguments) as popen:
-            yield Process(popen, _port_of(first_line(popen)), stamps)
+            yield Process(popen, port_of_line(first_line(popen)), stamps)
 
 
 def add_gateway_options(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +129,7 @@ def first_line(popen: subprocess.Popen[str]) -> str:
     return line
 
 
-def _port_of(line: str) -> int:
+def port_of_line(line: str) -> int:
     """The port in "Ready: http://127.0.0.1:8000"."""
     found = re.search(r"http://[^ ]*:(\d+)", line)
     if found is None:

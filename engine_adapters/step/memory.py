@@ -4,9 +4,12 @@ The kernel frees a memfd when nobody has it open or mapped any more: a process t
 """
 
 import fcntl
+import functools
 import mmap
 import os
+import queue
 import sys
+import threading
 from typing import Any
 
 from engine_adapters.base import MemoryFile
@@ -22,14 +25,54 @@ _SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 0x2)
 _SEAL_GROW = getattr(fcntl, "F_SEAL_GROW", 0x4)
 
 
+class Reaper:
+    """A thread that lets go of things: the kernel takes 20 ms to free 100 MB, and whoever held a picture last may be an
+    event loop. It is started when there is something for the first time.
+
+    Threads: any may call `take`, also in a finalizer.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_there = False
+
+    def start(self) -> None:
+        with self._lock:
+            if not self._is_there:
+                self._is_there = True
+                threading.Thread(target=self._run, name="reaper", daemon=True).start()
+
+    def take(self, thing: object) -> None:
+        self._queue.put(thing)
+
+    def _run(self) -> None:
+        while True:
+            thing = self._queue.get()
+            if isinstance(thing, functools.partial):
+                thing()
+            del thing
+
+
+REAPER = Reaper()
+
+
+class Mapping(mmap.mmap):
+    """Is unmapped by the reaper."""
+
+    def __del__(self) -> None:
+        REAPER.take(self)
+
+
 class OpenFile:
-    """Closes a file when it is not needed any more."""
+    """Is closed by the reaper when it is not needed any more."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        REAPER.start()
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        REAPER.take(functools.partial(os.close, self.fd))
 
 
 def share(size: int) -> "tuple[memoryview, MemoryFile]":
@@ -39,7 +82,7 @@ def share(size: int) -> "tuple[memoryview, MemoryFile]":
     os.ftruncate(file.fd, size)
     # Who maps it relies on its size: reading behind the end of a file kills a process.
     fcntl.fcntl(file.fd, _ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW)
-    view = memoryview(mmap.mmap(file.fd, size, flags=mmap.MAP_SHARED | POPULATE, **UNTRACKED))
+    view = memoryview(Mapping(file.fd, size, flags=mmap.MAP_SHARED | POPULATE, **UNTRACKED))
     return view, MemoryFile(os.getpid(), file.fd, os.fstat(file.fd).st_ino, size, file)
 
 
@@ -56,6 +99,7 @@ def probe() -> "tuple[bytes, MemoryFile] | None":
 
 def read(file: MemoryFile) -> memoryview:
     """What another process shares, mapped read-only. Raises OSError when it is not there, or not that file any more."""
+    REAPER.start()
     fd = os.open(f"/proc/{file.pid}/fd/{file.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -63,6 +107,6 @@ def read(file: MemoryFile) -> memoryview:
             raise FileNotFoundError(f"the memory file {file.fd} of process {file.pid} is another one by now")
         if not fcntl.fcntl(fd, _GET_SEALS) & _SEAL_SHRINK:
             raise PermissionError(f"the memory file {file.fd} of process {file.pid} may shrink")
-        return memoryview(mmap.mmap(fd, file.size, prot=mmap.PROT_READ))
+        return memoryview(Mapping(fd, file.size, prot=mmap.PROT_READ, **UNTRACKED))
     finally:
         os.close(fd)
