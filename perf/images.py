@@ -72,8 +72,8 @@ class Bench:
         return ["processor, picture", *columns, *gains, "ours/fast x1, CPU"]
 
     def row(self, name: str, width: int, height: int) -> list[str]:
-        """Images a second of each worker on so many threads, what more threads gain, and how much less CPU time ours takes
-        on one than transformers' fast processor."""
+        """Images a second of each worker on so many threads, what more threads gain, and how much less CPU time ours
+        takes on one than transformers' fast processor."""
         rates, by_cpu = defaultdict[Key, float](float), defaultdict[Key, float](float)
         order = {"processor": name, "width": width, "height": height, "decode": self.decodes, "seconds": self.seconds}
         keys = [(threads, worker.name) for threads in self.threads for worker in self.workers]
