@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import chats, decisions, executor, parsers, peers, pictures, profile, requests, routing, streaming
+from perf import chats, decisions, executor, images, parsers, peers, pictures, profile, requests, routing, streaming
 
 
 def text(arguments: Sequence[str]) -> None:
@@ -29,6 +29,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
     "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
+    "images": (images.main, "images a second per processor and threads, beside transformers' processors"),
     "pictures": (
         pictures.main,
         "time between streams' tokens while clients push large images, GIL and no GIL",

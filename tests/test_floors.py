@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     {"fetch"},
     {"generation_config", "multimodal", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "leg", "model"},
-    {"doctor", "http_loop", "parse_command", "submissions", "worker_file"},
+    {"doctor", "http_loop", "parse_command", "preprocess_command", "submissions", "worker_file"},
     {"gateway", "http1"},
     {"images"},
     {"prepare"},

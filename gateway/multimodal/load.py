@@ -38,13 +38,14 @@ PLUGINS = (
     TiffImagePlugin.TiffImageFile,
     WebPImagePlugin.WebPImageFile,
 )
-FORMATS = tuple(plugin.format for plugin in PLUGINS)
-"""No EPS, no WMF: what is a program is not run."""
+FORMATS = tuple(plugin.format for plugin in PLUGINS if plugin.format in images.OPEN)
+"""No EPS, no WMF: what is a program is not run. (MPO is opened as JPEG.)"""
 KNOWN_FORMATS = "AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP"
 WHITE = (255, 255, 255)
 
-# Our own limit is checked right after the header is read, Pillow's for frames inside of frames raises.
-warnings.filterwarnings("ignore", category=images.DecompressionBombWarning)
+# Pillow warns of a client's file in a client's words, and the warnings module would remember each text for ever. (It
+# also warns of large images: our own limit is checked right after the header, and Pillow's second limit raises.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@
     /tmp/hf/bin/python tests/multimodal/generate.py            # write
     /tmp/hf/bin/python tests/multimodal/generate.py --print    # JSON to standard output
 
-`GATEWAY_TRANSFORMERS_PYTHON=/tmp/hf/bin/python make test TESTS=tests/multimodal` compares anew. Nothing of the gateway is
-used here. transformers' Pillow processors are asked where there are some; Llama 4 has only one on torchvision. Phi-3's is
-not part of transformers: `Phi3` below writes out its published algorithm in torch.
+`GATEWAY_TRANSFORMERS_PYTHON=/tmp/hf/bin/python make test TESTS=tests/multimodal` compares anew. Nothing of the gateway
+is used here. transformers' Pillow processors are asked where there are some; Llama 4 has only one on torchvision.
+Phi-3's is not part of transformers: `Phi3` below writes out its published algorithm in torch.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 sys.path.insert(0, str(Path(__file__).parent))
 
 from configs import APPROXIMATE, CONFIGS
-from pictures import SIZES, on_white, picture
+from pictures import BATCH, SIZES, on_white, picture
 
 EXPECTED = Path(__file__).parent / "expected"
 SAMPLES = 150
@@ -97,7 +97,10 @@ def main() -> None:
 def results_of(key: str) -> dict[str, Any]:
     name, config = CONFIGS[key]
     processor = image_processor(name, dict(config))
-    return {each: result_of(name, processor, on_white(picture(each))) for each in SIZES}
+    results = {each: result_of(name, processor, [on_white(picture(each))]) for each in SIZES}
+    if name != "phi3v":
+        results["batch"] = result_of(name, processor, [on_white(picture(each)) for each in BATCH])
+    return results
 
 
 def image_processor(name: str, config: dict[str, Any]) -> Any:
@@ -118,10 +121,10 @@ def image_processor(name: str, config: dict[str, Any]) -> Any:
     return Phi3(config["num_crops"])
 
 
-def result_of(name: str, processor: Any, image: Image.Image) -> dict[str, Any] | None:
-    """None where the published processor fails."""
+def result_of(name: str, processor: Any, images: list[Image.Image]) -> dict[str, Any] | None:
+    """Of a list of images, with the expansion of the first; None where the published processor fails."""
     try:
-        inputs = processor([image], return_tensors="pt" if name in APPROXIMATE else "np")
+        inputs = processor(images, return_tensors="pt" if name in APPROXIMATE else "np")
     except Exception:
         return None
     pixels = np.ascontiguousarray(torch.as_tensor(inputs["pixel_values"]).to(torch.float32).numpy())
@@ -132,9 +135,7 @@ def result_of(name: str, processor: Any, image: Image.Image) -> dict[str, Any] |
     else:
         result["sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()[:24]
     result["fields"] = {
-        field: np.array(torch.as_tensor(np.array(value))).tolist()
-        for field, value in inputs.items()
-        if field != "pixel_values"
+        field: torch.as_tensor(value).tolist() for field, value in inputs.items() if field != "pixel_values"
     }
     text = expansion(name, processor, inputs)
     result["expansion"] = hashlib.sha256(text.encode()).hexdigest()[:24]

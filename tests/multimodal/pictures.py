@@ -10,19 +10,21 @@ SIZES = {
     "tile": ("RGB", 336, 336),
     "exact": ("RGB", 448, 448),
     "odd": ("RGB", 501, 333),
-    "tall": ("RGB", 301, 743),
-    "photo": ("RGB", 1023, 769),
+    "tall": ("RGB", 201, 643),
+    "photo": ("RGB", 823, 669),
     "wide": ("RGB", 1200, 40),
-    "pole": ("RGB", 7, 1000),
-    "thread": ("RGB", 900, 4),
-    "grey": ("L", 400, 300),
+    "pole": ("RGB", 7, 500),
+    "thread": ("RGB", 404, 2),
+    "grey": ("L", 300, 200),
     "glass": ("RGBA", 350, 260),
     "faint": ("LA", 130, 90),
-    "palette": ("P", 320, 240),
+    "palette": ("P", 160, 120),
     "ink": ("CMYK", 250, 410),
     "bits": ("1", 123, 77),
 }
 """Mode, width, height."""
+BATCH = ("tiny", "wide", "glass")
+"""Pictures that are also given to a processor as one list."""
 CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "CMYK": 4}
 
 
