@@ -76,8 +76,10 @@ async def generate(
         AnswerDecoder(index, loop.tables[model.name], request.output, stops, reader_for(loop, model, request, prompt))
         for index in range(request.n)
     ]
+    prompt_tokens, attempts = prompt.length, Attempts(gateway, loop, model, submission, record)
+    del prompt, submission  # the attempts keep the images, and no longer than they need them
     try:
-        async with Attempts(gateway, loop, model, submission, record) as stream:
+        async with attempts as stream:
             answering = Answering(decoders, record, output, stream.drop)
             while True:
                 if not await stream.pump(answering.take):
@@ -90,7 +92,7 @@ async def generate(
     first = decoders[0].finish
     prompt_logprobs = first.prompt_logprobs if first else None
     tokens = (record.completion_tokens, record.cached_tokens)
-    output.put(Usage(prompt.length, *tokens, prompt_logprobs, record.reasoning_tokens))
+    output.put(Usage(prompt_tokens, *tokens, prompt_logprobs, record.reasoning_tokens))
 
 
 async def stop_strings(gateway: Gateway, stops: tuple[str, ...]) -> StopStrings:
@@ -225,6 +227,8 @@ class Attempts:
         if finish is not None and finish.handoff:
             self._prefilled, self._prefilled_at = finish, time.monotonic()
             finish = None
+        if self._submission.images and self._leg is not None and not self._leg.phase:
+            self._submission = replace(self._submission, images=())  # megabytes, and the engine has them
         if token_ids or finish is not None:
             take(index, token_ids, finish, logprobs)
         return False

@@ -83,12 +83,22 @@ class Pool:
 
     `cores` is shared by all pools of the process: however many threads they have together, no more jobs than that
     run at once, since oversubscribed tokenizer threads drown in futex calls.
+
+    What a thread has made and others let go of is freed by that thread, on 3.13t, when it runs the next time: one with
+    nothing to do looks up every `rest_seconds`. That is for results that are large.
     """
 
     def __init__(
-        self, name: str, threads: int, supervisor: Supervisor, cores: threading.Semaphore, queue_limit: int = 4096
+        self,
+        name: str,
+        threads: int,
+        supervisor: Supervisor,
+        cores: threading.Semaphore,
+        queue_limit: int = 4096,
+        rest_seconds: float | None = None,
     ) -> None:
         self.name = name
+        self._rest_seconds = rest_seconds
         self._supervisor = supervisor
         self._cores = cores
         self._queue_limit = queue_limit
@@ -197,6 +207,7 @@ class Pool:
         while (job := self._next_job()) is not None:
             with self._cores:
                 job.perform()
+            del job  # a thread that waits for the next one would keep its result
 
     def _next_job(self) -> _Job | _Shared | None:
         """The next job, or None when this thread is one too many."""
@@ -208,7 +219,7 @@ class Pool:
                 if self._queue:
                     return self._queue.popleft()
                 self._idle_threads += 1
-                self._condition.wait()
+                self._condition.wait(self._rest_seconds)
                 self._idle_threads -= 1
 
 

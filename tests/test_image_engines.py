@@ -147,12 +147,13 @@ def test_nothing_is_left_when_a_process_is_killed(folder: Path) -> None:
     content = [image_part(data_url(picture(600, 500)))]
     arguments = ("--model-path", str(folder), "--output", "random", "--ignore-eos", "--decode-base-ms", "20")
     with Simulator(*arguments) as simulator:
-        with served(folder, simulator.url) as gateway:
+        with served(folder, simulator.url, arguments=("--image-cache-mb", "0")) as gateway:
             gateway.wait_until_ready()
             body = {"model": "demo", "messages": [{"role": "user", "content": content}], "stream": True}
             with gateway.client.stream("POST", PATH, json=body) as response:
                 chat.first_text(chat.events_of(response))
                 assert mapped(simulator.child.pid), "the picture is shared, and not sent"
+                eventually(lambda: not mapped(gateway.child.pid), "an answer has begun: it is the engine's alone")
                 gateway.send_signal(signal.SIGKILL)
                 gateway.exit_code()
         eventually(lambda: not mapped(simulator.child.pid), "the executor's end of it")
