@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -249,33 +248,6 @@ def test_a_model_without_images_says_so(gateway: Gateway) -> None:
     error = gateway.client.post(PATH, json=body).json()["error"]
     assert error["param"] == "messages[0].content[0].image_url"
     assert "takes only text" in error["message"]
-
-
-def test_an_engine_that_wants_half_precision_gets_it(site: Site) -> None:
-    with Simulator(
-        "--speed", "0", "--log-images", "--model-path", str(site.folder), "--image-dtype", "bfloat16"
-    ) as half:
-        with Gateway("--model-path", f"demo={site.folder}", workers=[half.url]) as gateway:
-            wanted = Site(site.folder, site.files, half, gateway.wait_until_ready(), site.host)
-            wanted.ask(image_part(data_url(LARGE)))
-            (image,) = wanted.images(1)
-            answer = wanted.ask(image_part(wanted.host.url("/image")), status=400)["error"]
-    assert "data or https" in answer["message"]
-    assert [each["dtype"] for each in image["tensors"]] == ["bfloat16", "int64"]
-    processor = processor_of(site.folder)
-    assert processor is not None
-    values = processor.preprocess(load_image(LARGE)).tensors["pixel_values"]
-    assert image["tensors"][0]["sha256"] == sha256(rounded(values).tobytes())
-
-
-def rounded(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """bfloat16 by another way: the nearer of the two neighbours, the even one where both are as near."""
-    low = values.view(np.uint32) >> 16
-    below, above = ((low + each).astype(np.uint32) << 16 for each in (0, 1))
-    exact = values.astype(np.float64)
-    to_below, to_above = (abs(exact - each.view(np.float32).astype(np.float64)) for each in (below, above))
-    up = (to_above < to_below) | ((to_above == to_below) & (low % 2 == 1))
-    return (low + up).astype(np.uint16)
 
 
 def sha256(data: bytes) -> str:
