@@ -68,7 +68,7 @@ class Llama4:
         ratios = integers([rows, columns])
         return features(self._expansion(rows, columns), self.patch, pixel_values=pixels, aspect_ratios=ratios)
 
-    def _fitted(self, image: Image, height: int, width: int) -> Image:
+    def _fitted(self, image: Image, height: int, width: int) -> np.ndarray:
         """In the top left corner of the canvas, and enlarged to a tile's side at most."""
         most_height, most_width = min(max(image.height, self.side), height), min(max(image.width, self.side), width)
         scale_width, scale_height = most_width / image.width, most_height / image.height

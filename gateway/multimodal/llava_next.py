@@ -42,9 +42,8 @@ class LlavaNext:
 
     def preprocess(self, image: Image, detail: str = "auto") -> Features:
         height, width = self._best(image)
-        whole = resized(image, self.side, self.side, self.resampling)
         pixels = np.empty((1, 1 + height * width // self.side**2, 3, self.side, self.side), np.float32)
-        cut(whole, self.levels, pixels[0, :1])
+        cut(resized(image, self.side, self.side, self.resampling), self.levels, pixels[0, :1])
         cut(self._fitted(image, height, width), self.levels, pixels[0, 1:])
         sizes = integers([image.height, image.width])
         expansion = [(self.placeholder, self.tokens(image.height, image.width, (height, width)))]
@@ -56,7 +55,7 @@ class LlavaNext:
             raise too_elongated(image)
         return best
 
-    def _fitted(self, image: Image, height: int, width: int) -> Image:
+    def _fitted(self, image: Image, height: int, width: int) -> np.ndarray:
         """As large as fits the canvas, in its middle."""
         scale_width, scale_height = width / image.width, height / image.height
         if scale_width < scale_height:
