@@ -33,21 +33,31 @@ def open_library() -> ctypes.CDLL | None:
 LIBRARY = open_library()
 
 
-def resize(image: Image, height: int, width: int, resampling: Resampling) -> np.ndarray:
-    """The channels of an RGB image as uint8 [3, height, width], C-contiguous."""
-    library = LIBRARY
-    if (
-        library is None
-        or resampling not in FILTERS
-        or width < LEAST_WIDTH
-        or image.width < library.least_width(image.width, width, resampling)
-    ):
-        return planes_of(image.resize((width, height), resampling))
-    planes = np.empty((3, height, width), np.uint8)
-    pixels = image.tobytes("raw", "RGBX")
-    if not library.resize(pixels, *image.size, planes.ctypes.data, width, height, resampling):
-        raise MemoryError
-    return planes
+class Original:
+    """An RGB image that may be resized more than once; a call's own, not for many threads."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.height, self.width = image.height, image.width
+        self._pixels: bytes | None = None
+
+    def resize(self, height: int, width: int, resampling: Resampling) -> np.ndarray:
+        """The channels as uint8 [3, height, width], C-contiguous."""
+        library = LIBRARY
+        if (
+            library is None
+            or resampling not in FILTERS
+            or width < LEAST_WIDTH
+            or self.width < library.least_width(self.width, width, resampling)
+        ):
+            return planes_of(self.image.resize((width, height), resampling))
+        if self._pixels is None:
+            self._pixels = self.image.tobytes("raw", "RGBX")
+        planes = np.empty((3, height, width), np.uint8)
+        sizes = self.width, self.height, planes.ctypes.data, width, height
+        if not library.resize(self._pixels, *sizes, resampling):
+            raise MemoryError
+        return planes
 
 
 def planes_of(image: Image) -> np.ndarray:

@@ -5,23 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 from PIL.Image import Image, Resampling
 
-from gateway.multimodal import resample
 from gateway.multimodal.features import BadImage
 from gateway.multimodal.levels import Levels
+from gateway.multimodal.resample import Original
 
 MAX_PIXELS = 2**26
 """That an image may have on its way to a model: a line of pixels can be small to send and huge once its short side is
 that of a tile. 256 MiB at 4 bytes each."""
 
 
-def resized(image: Image, height: int, width: int, resampling: Resampling) -> np.ndarray:
+def resized(original: Original, height: int, width: int, resampling: Resampling) -> np.ndarray:
     """Its channels, uint8 [3, height, width]; raises BadImage where nothing, or far too much, would be left of it."""
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise too_elongated(image)
-    return resample.resize(image, height, width, resampling)
+        raise too_elongated(original)
+    return original.resize(height, width, resampling)
 
 
-def too_elongated(image: Image) -> BadImage:
+def too_elongated(image: Image | Original) -> BadImage:
     return BadImage(f"image of {image.width} x {image.height} pixels is too elongated for this model", reason="shape")
 
 
