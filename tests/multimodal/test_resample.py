@@ -40,8 +40,14 @@ def test_any_size(width: int, height: int, new_width: int, new_height: int, resa
 @needs_library
 @pytest.mark.parametrize(
     ("size", "new_size"),
-    [((1500, 900), (336, 200)), ((64, 64), (700, 500)), ((300, 5), (300, 90)), ((31, 900), (448, 900)), ((8, 6), (8, 6))],
-)  # fmt: skip
+    [
+        ((1500, 900), (336, 200)),
+        ((64, 64), (700, 500)),
+        ((300, 5), (300, 90)),
+        ((31, 900), (448, 900)),
+        ((8, 6), (8, 6)),
+    ],
+)
 def test_the_library_itself(size: tuple[int, int], new_size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image, (width, height) = noise(*size), new_size
     wanted = by_pillow(image, height, width, Resampling.BICUBIC)
