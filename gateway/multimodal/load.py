@@ -14,7 +14,6 @@ from PIL import (
     IcoImagePlugin,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
@@ -34,13 +33,12 @@ PLUGINS = (
     IcoImagePlugin.IcoImageFile,
     Jpeg2KImagePlugin.Jpeg2KImageFile,
     JpegImagePlugin.JpegImageFile,
-    MpoImagePlugin.MpoImageFile,
     PngImagePlugin.PngImageFile,
     PpmImagePlugin.PpmImageFile,
     TiffImagePlugin.TiffImageFile,
     WebPImagePlugin.WebPImageFile,
 )
-FORMATS = tuple(plugin.format for plugin in PLUGINS if plugin.format in images.OPEN)
+FORMATS = tuple(plugin.format for plugin in PLUGINS)
 """No EPS, no WMF: what is a program is not run. (MPO is opened as JPEG.)"""
 KNOWN_FORMATS = "AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP"
 WHITE = (255, 255, 255)

@@ -28,7 +28,7 @@ def by_pillow(image: Image.Image, height: int, width: int, resampling: Resamplin
 
 
 @needs_library
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(FILTERS))
 def test_any_size(width: int, height: int, new_width: int, new_height: int, resampling: Resampling) -> None:
     image = noise(width, height)
