@@ -29,7 +29,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
     "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
-    "images": (images.main, "images a second per processor and threads, beside transformers' processors"),
+    "images": (images.main, "CPU of preprocessing an image, gain of more threads, beside transformers' processors"),
     "text": (text, "the text path: prompts from JSON to ids with and without the token cache, tokens to events"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }
