@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from engine_adapters.tokenizer_file import TokenizerFileError
-from gateway import config, doctor, log, parse_command, preprocess_command, server
+from gateway import config, doctor, log, parse_command, server
 from gateway.model import ParserNames, load_models
 from gateway.parsers.detect import UnknownParser
 from gateway.routing import AddressError, Policies, PolicyError, WorkerAddress
@@ -22,7 +22,15 @@ another frees counts all the same, and on 3.13t a collection stops every thread 
 
 FAULTS = (config.ConfigError, TokenizerFileError, UnknownParser, AddressError, PolicyError, server.StartError)
 """What an operator must put right."""
-COMMANDS = {"doctor": doctor.main, "parse": parse_command.main, "preprocess": preprocess_command.main}
+
+
+def preprocess(arguments: Sequence[str]) -> int:
+    from gateway import preprocess_command  # not above: serving text needs neither numpy nor Pillow
+
+    return preprocess_command.main(arguments)
+
+
+COMMANDS = {"doctor": doctor.main, "parse": parse_command.main, "preprocess": preprocess}
 
 
 def main(arguments: Sequence[str]) -> int:

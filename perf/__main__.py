@@ -29,7 +29,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
     "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
-    "images": (images.main, "images a second per processor and threads, beside transformers' processors"),
+    "images": (images.main, "CPU of preprocessing an image, gain of more threads, beside transformers' processors"),
     "pictures": (
         pictures.main,
         "time between streams' tokens while clients push large images, GIL and no GIL",

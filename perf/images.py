@@ -67,34 +67,34 @@ class Bench:
 
     @property
     def header(self) -> list[str]:
-        columns = [f"{worker.name} x{threads}" for threads in self.threads for worker in self.workers]
-        gains = [f"{worker.name}: x{self.threads[-1]}/x{self.threads[0]}" for worker in self.workers]
-        return ["processor, picture", *columns, *gains, "ours/fast x1, CPU"]
+        costs = [f"{worker.name}, ms" for worker in self.workers]
+        gains = [f"{worker.name} x{threads}" for threads in self.threads[1:] for worker in self.workers]
+        return ["processor, picture", *costs, "fast / ours", *gains]
 
     def row(self, name: str, width: int, height: int) -> list[str]:
-        """Images a second of each worker on so many threads, what more threads gain, and how much less CPU time ours
-        takes on one than transformers' fast processor."""
+        """CPU time of an image for each worker on so many threads as come first, how much less of it ours takes than
+        transformers' fast processor, and how many times as many images a second more threads make."""
         rates, by_cpu = defaultdict[Key, float](float), defaultdict[Key, float](float)
         order = {"processor": name, "width": width, "height": height, "decode": self.decodes, "seconds": self.seconds}
-        keys = [(threads, worker.name) for threads in self.threads for worker in self.workers]
         for _ in range(self.rounds):
-            for (threads, column), worker in zip(keys, [*self.workers] * len(self.threads), strict=True):
-                if (column, name) not in LACKING:
-                    rate, of_cpu = worker.run(order | {"threads": threads})
-                    rates[threads, column] = max(rates[threads, column], rate)
-                    by_cpu[threads, column] = max(by_cpu[threads, column], of_cpu)
-        first, last = self.threads[0], self.threads[-1]
-        gains = [ratio(rates[last, worker.name], rates[first, worker.name]) for worker in self.workers]
+            for threads in self.threads:
+                for worker in self.workers:
+                    if (worker.name, name) not in LACKING:
+                        key = threads, worker.name
+                        rate, of_cpu = worker.run(order | {"threads": threads})
+                        rates[key] = max(rates[key], rate)
+                        by_cpu[key] = max(by_cpu[key], of_cpu)
+        first, *others = self.threads
         return [
             f"{name} {width}x{height}",
-            *(f"{rates[key]:.1f}" if rates[key] else "" for key in keys),
-            *gains,
+            *(ratio(1000, by_cpu[first, worker.name], 1) for worker in self.workers),
             ratio(by_cpu[first, "ours"], by_cpu[first, "fast"]),
+            *(ratio(rates[each, worker.name], rates[first, worker.name]) for each in others for worker in self.workers),
         ]
 
 
-def ratio(rate: float, other: float) -> str:
-    return f"{rate / other:.2f}" if rate and other else ""
+def ratio(rate: float, other: float, digits: int = 2) -> str:
+    return f"{rate / other:.{digits}f}" if rate and other else ""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ vectorised operations, over pieces that stay in the processor's cache, are twice
 from collections.abc import Sequence
 
 import numpy as np
-from PIL.Image import Image
 
 PIECE_BYTES = 256 * 1024
 """Of float32 at a time: fits a core's second-level cache with its source and its target."""
@@ -52,12 +51,3 @@ class Levels:
     def _look_up(self, planes: np.ndarray, out: np.ndarray) -> None:
         for channel, levels in enumerate(planes):
             out[channel] = np.take(self.table[channel], levels, mode="clip")
-
-
-def planes_of(image: Image) -> np.ndarray:
-    """The channels of an RGB image as uint8 [3, height, width], C-contiguous. Pillow takes them apart faster than numpy
-    strides over them."""
-    planes = np.empty((3, image.height, image.width), np.uint8)
-    for channel, band in enumerate(image.split()):
-        planes[channel] = np.asarray(band)
-    return planes

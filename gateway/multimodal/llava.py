@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image as images
 from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import Features, features
 from gateway.multimodal.levels import Levels
+from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import CLIP_MEAN, CLIP_STD, ProcessorConfigError, ProcessorFiles, Settings, whole
 from gateway.multimodal.tiles import MAX_PIXELS, cut, padded, resized, too_elongated
 
@@ -80,19 +82,27 @@ class Llava:
         longest = int(self.shortest * long / short)
         height, width = (longest, self.shortest) if image.width <= image.height else (self.shortest, longest)
         pixels = np.empty((1, 3, self.side, self.side), np.float32)
-        cut(centered(resized(image, height, width, self.resampling), self.side), self.levels, pixels)
+        cut(centered(resized(Original(image), height, width, self.resampling), self.side), self.levels, pixels)
         return features([(self.placeholder, self.tokens)], self.placeholder, pixel_values=pixels)
 
 
 def squared(image: Image, color: tuple[int, ...]) -> Image:
     """Padded evenly on both sides, with the spare line at the end."""
     side = max(image.size)
-    if side * side > MAX_PIXELS and image.width != image.height:
+    if image.width == image.height:
+        return image
+    if side * side > MAX_PIXELS:
         raise too_elongated(image)
-    return padded(image, side, side, (side - image.height) // 2, (side - image.width) // 2, color)
+    canvas = images.new("RGB", (side, side), color)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
 
 
-def centered(image: Image, side: int) -> Image:
-    """The square in its middle; what it lacks is black, and the spare line is where the published crop has it."""
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def centered(planes: np.ndarray, side: int) -> np.ndarray:
+    """The square in its middle; of what is smaller, on black. Spare lines are at the end of what is cropped, and at the
+    beginning of what is padded."""
+    _, rows, columns = planes.shape
+    height, width = max(rows, side), max(columns, side)
+    planes = padded(planes, height, width, (height - rows + 1) // 2, (width - columns + 1) // 2)
+    top, left = (height - side) // 2, (width - side) // 2
+    return planes[:, top : top + side, left : left + side]

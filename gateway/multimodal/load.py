@@ -38,7 +38,7 @@ PLUGINS = (
     TiffImagePlugin.TiffImageFile,
     WebPImagePlugin.WebPImageFile,
 )
-FORMATS = tuple(plugin.format for plugin in PLUGINS if plugin.format in images.OPEN)
+FORMATS = tuple(plugin.format for plugin in PLUGINS)
 """No EPS, no WMF: what is a program is not run. (MPO is opened as JPEG.)"""
 KNOWN_FORMATS = "AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP"
 WHITE = (255, 255, 255)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL.Image import Image, Resampling, Transpose
 
 from gateway.multimodal.features import Features, features, integers
-from gateway.multimodal.levels import Levels, planes_of
+from gateway.multimodal.levels import Levels
+from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import CLIP_MEAN, CLIP_STD, ProcessorFiles, Settings
 from gateway.multimodal.tiles import cut, padded, resized
 
@@ -42,35 +43,34 @@ class Phi3:
         if detail == "low" and self.max_tiles > 1:
             return replace(self, max_tiles=1).preprocess(image)
         fitted = self._fitted(image)
-        rows, columns = fitted.height // SIDE, fitted.width // SIDE
+        rows, columns = fitted.shape[1] // SIDE, fitted.shape[2] // SIDE
         pixels = np.zeros((1, self.room + 1, 3, SIDE, SIDE), np.float32)
         cut(fitted, self.levels, pixels[0, 1 : 1 + rows * columns])
         self._shrink(fitted, pixels[0, 0])
         # One token ends each line of a tile's and of the small copy's tokens, one stands between the two.
         lines = math.isqrt(self.tokens)
         count = (rows * columns + 1) * self.tokens + 1 + (rows + 1) * lines
-        sizes, counts = integers([fitted.height, fitted.width]), np.array([count], np.int64)
+        sizes, counts = integers(fitted.shape[1:]), np.array([count], np.int64)
         expansion = [(self.placeholder, count)]
         return features(expansion, self.placeholder, pixel_values=pixels, image_sizes=sizes, num_img_tokens=counts)
 
-    def _fitted(self, image: Image) -> Image:
+    def _fitted(self, image: Image) -> np.ndarray:
         """In whole tiles, white above and below (of an upright image: left and right)."""
         if image.width < image.height:
-            return self._fitted(image.transpose(Transpose.TRANSPOSE)).transpose(Transpose.TRANSPOSE)
+            return self._fitted(image.transpose(Transpose.TRANSPOSE)).swapaxes(1, 2)
         ratio = image.width / image.height
         columns = max(
             scale for scale in range(1, self.max_tiles + 1) if scale * math.ceil(scale / ratio) <= self.max_tiles
         )
         width = columns * SIDE
-        fitted = resized(image, int(width / ratio), width, Resampling.BILINEAR)
-        height = -(-fitted.height // SIDE) * SIDE
-        return padded(fitted, height, width, (height - fitted.height) // 2, 0, WHITE)
+        fitted = resized(Original(image), int(width / ratio), width, Resampling.BILINEAR)
+        height = -(-fitted.shape[1] // SIDE) * SIDE
+        return padded(fitted, height, width, (height - fitted.shape[1]) // 2, 0, WHITE)
 
-    def _shrink(self, image: Image, out: np.ndarray) -> None:
+    def _shrink(self, planes: np.ndarray, out: np.ndarray) -> None:
         """A bicubic copy of normalized pixels, without antialiasing. The sides are whole multiples of the copy's, so
         each point falls on a pixel (odd multiples) or halfway between two."""
-        planes = planes_of(image)
-        (row_taps, row_weights), (column_taps, column_weights) = sampling(image.height), sampling(image.width)
+        (row_taps, row_weights), (column_taps, column_weights) = map(sampling, planes.shape[1:])
         near = np.take(np.take(planes, row_taps.ravel(), axis=1), column_taps.ravel(), axis=2)
         values = np.empty(near.shape, np.float32)
         self.levels.normalize(near, values)
