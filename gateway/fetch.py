@@ -9,6 +9,7 @@ Threads: a `Fetcher` belongs to one HTTP loop, and so do its connections.
 import asyncio
 import functools
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -22,6 +23,7 @@ from typing import NoReturn
 import certifi
 import httpcore
 
+from gateway import log
 from gateway.config import Config
 from gateway.errors import BadImage
 
@@ -97,7 +99,9 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
         addresses = [ipaddress.ip_address(str(sockaddr[0]).partition("%")[0]) for *_, sockaddr in found]
         for address in addresses:
             if not is_public(address) and not any(address in network for network in self._networks):
-                raise AddressRefused(f"{host} is at {address}, which is not a public address (--image-network)")
+                log.event(logging.WARNING, "an image's host is not public", host=host, address=str(address))
+                # Without the address: nobody is to look up names of our network here.
+                raise AddressRefused(f"{host} is not at a public address (--image-network)")
         return list(dict.fromkeys(addresses))
 
 

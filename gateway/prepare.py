@@ -1,7 +1,6 @@
 """A request's input to its prompt: rendered, then tokenized, where that costs the least."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway.errors import BadRequest
@@ -16,7 +15,6 @@ from gateway.types import (
     ChatInput,
     Encoded,
     GenerateRequest,
-    ImageSource,
     Input,
     Prompt,
     RequestRecord,
@@ -32,6 +30,8 @@ async def prepare(
     started = time.monotonic()
     sources = request.input.images if isinstance(request.input, ChatInput) else ()
     form = check_images(gateway, model, sources) if sources else None
+    if form is not None and request.truncate_prompt_tokens is not None:
+        raise BadRequest("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
     encoder, source = gateway.encoders[model.served_by], request.input
     is_known = isinstance(source, TextInput) and encoder.knows(source.text)
     if is_known or source.characters < INLINE_CHARACTERS:
@@ -45,7 +45,6 @@ async def prepare(
         prompt = await with_images(gateway, loop, model, sources, prompt, form)
         record.image_seconds = time.monotonic() - started - prompt.render_seconds - prompt.tokenize_seconds
     if request.truncate_prompt_tokens is not None:
-        refuse_truncation(sources)
         prompt = replace(prompt, token_ids=prompt.token_ids[-4 * request.truncate_prompt_tokens :])
     record.prepared = time.monotonic()
     record.prompt_tokens = prompt.length
@@ -54,11 +53,6 @@ async def prepare(
     known = prompt.render_seconds + prompt.tokenize_seconds + record.image_seconds
     record.queue_seconds = max(0.0, record.prepared - started - known)
     return prompt
-
-
-def refuse_truncation(sources: Sequence[ImageSource]) -> None:
-    if sources:
-        raise BadRequest("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
 
 
 def count_lookup(cells: Cells, model: str, encoded: Encoded) -> None:
