@@ -30,7 +30,9 @@ from gateway.metrics import (
     DURATION,
     FIRST_TOKEN,
     INTER_TOKEN,
+    KEY_REQUESTS,
     PROMPT_TOKENS,
+    REFUSED,
     REQUESTS,
     STAGE,
     Cells,
@@ -39,6 +41,7 @@ from gateway.types import RequestRecord
 
 MAX_REQUEST_ID = 128
 MAX_ROUTING_KEY = 256
+REFUSALS = (401, 403, 429, 503)
 
 
 class App:
@@ -80,8 +83,14 @@ class App:
         # The router raises its 404 and 405, instead of writing a text of its own, for a scope that names its app.
         scope["app"] = self
         record = scope["record"] = new_record(scope)
+        scope["key"] = quota = None
         try:
-            check_access(scope, self._gateway.config)
+            key = scope["key"] = check_access(scope, self._gateway.keys)
+            if key is not None:
+                record.key = key.name
+                if key.quota is not None:
+                    key.quota.begin()
+                    quota = key.quota
             await self._router(scope, receive, send)
         except Exception as error:  # the door: whatever happened, the client gets an answer and the log its line
             record.error = as_gateway_error(error, scope["path"])
@@ -89,6 +98,10 @@ class App:
                 await send_error(scope, send, record.error)
         finally:
             finish(record, scope)
+            if quota is not None:
+                quota.end()
+            if record.body_bytes:
+                self._gateway.body_memory.give(record.body_bytes)
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[dict[str, HttpLoop]]:
@@ -109,6 +122,8 @@ def finish(record: RequestRecord, scope: Scope) -> None:
         # Nothing was sent, or the error came after the first byte: what happened counts, not what the client saw.
         record.status = record.error.status
     count(record, scope["state"]["loop"].cells, now)
+    if scope["path"].startswith("/admin/") and (scope["method"] not in ("GET", "HEAD") or record.status in (401, 403)):
+        log.audit(f"{scope['method']} {scope['path']} {record.status}", **audit_fields(record, scope))
     level = logging.INFO if record.model else logging.DEBUG
     if log.logger.isEnabledFor(level):
         log.event(level, f"{scope['method']} {scope['path']} {record.status}", **log_fields(record, now))
@@ -117,6 +132,10 @@ def finish(record: RequestRecord, scope: Scope) -> None:
 def count(record: RequestRecord, cells: Cells, now: float) -> None:
     model = (record.model,)
     cells.add(REQUESTS, (record.model, str(record.status)))
+    if record.key:
+        cells.add(KEY_REQUESTS, (record.key, str(record.status)))
+    if record.error is not None and record.error.status in REFUSALS:
+        cells.add(REFUSED, (record.error.code or record.error.type,))
     if not record.routed:
         return
     cells.add(PROMPT_TOKENS, model, record.prompt_tokens)
@@ -132,15 +151,27 @@ def count(record: RequestRecord, cells: Cells, now: float) -> None:
 
 
 def log_fields(record: RequestRecord, now: float) -> dict[str, Any]:
-    fields: dict[str, Any] = {"id": record.request_id, "ms": milliseconds(record.received, now)}
+    """The outcome is "ok", or the error's code."""
+    error = record.error
+    fields: dict[str, Any] = {"id": record.request_id, "ms": milliseconds(record.received, now), "key": record.key}
+    fields["outcome"] = "ok" if error is None else error.code or error.type
+    if record.admission_seconds:
+        fields["admission_ms"] = round(record.admission_seconds * 1000, 1)
     if record.model:
         fields |= {"model": record.model, "worker": record.worker, "prompt_tokens": record.prompt_tokens}
         fields |= {"completion_tokens": record.completion_tokens}
     if record.first_token:
         fields["first_token_ms"] = milliseconds(record.received, record.first_token)
-    if record.error is not None:
-        fields["error"] = record.error.message
+    if error is not None:
+        fields["error"] = error.message
     return fields
+
+
+def audit_fields(record: RequestRecord, scope: Scope) -> dict[str, Any]:
+    """Who wanted what of an admin endpoint."""
+    query = scope["query_string"].decode("latin-1")
+    who = {"admin": record.key or "this machine", "client": scope["client"][0]}
+    return {"id": record.request_id, **who, "query": query, "change": record.change}
 
 
 def milliseconds(start: float, end: float) -> float:
@@ -167,7 +198,8 @@ def as_gateway_error(error: Exception, path: str) -> GatewayError:
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, HTTPException):
-        kind = MethodNotAllowed if error.status_code == MethodNotAllowed.status else NotFound
-        return kind(f"{path}: {error.detail}")
+        if error.status_code == MethodNotAllowed.status:
+            return MethodNotAllowed(f"{path}: {error.detail}", (error.headers or {}).get("Allow", ""))
+        return NotFound(f"{path}: {error.detail}")
     log.logger.error("an error nobody expected", exc_info=error)
     return GatewayError("internal error; the gateway's log has the details")

@@ -10,11 +10,11 @@ from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
-    {"config", "schemas", "threads", "types"},
-    {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
+    {"config", "schemas", "threads", "tls", "types"},
+    {"generation_config", "limits", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "leg", "model"},
-    {"doctor", "http_loop", "parse_command", "submissions", "worker_file"},
-    {"gateway", "http1"},
+    {"doctor", "http_loop", "key_command", "parse_command", "submissions", "worker_file"},
+    {"gateway", "http1", "listening"},
     {"prepare"},
     {"generate"},
     {"api", "granian_server", "http_server", "watch"},

@@ -3,7 +3,8 @@
 from typing import Any
 from urllib.parse import parse_qs
 
-from gateway.api.body import Fields, read_json
+from gateway.api.admin import read_change
+from gateway.api.body import Fields
 from gateway.api.reply import Scope, Send, send_json
 from gateway.api.status import workers
 from gateway.errors import BadRequest, NotFound
@@ -24,7 +25,7 @@ class AdminWorkers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST":
-            worker = self._add(await read_json(scope, receive, self._gateway))
+            worker = self._add(await read_change(scope, receive, self._gateway))
             await send_json(scope, send, described(self._gateway, worker), 201)
         else:
             await send_json(scope, send, {"workers": workers(self._gateway)})
@@ -56,7 +57,7 @@ class AdminWorker:
         if worker is None:
             raise NotFound(f"there is no worker {name!r}; GET /admin/workers lists them")
         if scope["method"] == "PATCH":
-            self._change(worker, await read_json(scope, receive, self._gateway))
+            self._change(worker, await read_change(scope, receive, self._gateway))
         elif scope["method"] == "DELETE":
             self._remove(worker, parse_qs(scope["query_string"].decode("latin-1")).get("now") == ["true"])
         await send_json(scope, send, described(self._gateway, worker))
