@@ -62,6 +62,8 @@ class StepClient(Generic[Key]):
         self._on_kv_events = on_kv_events
         self._kv_events = 0
         self._channel = _channel(address, tls)
+        self._waits = tls is None
+        """For a connection. With TLS a failure is told at once, and why: it is seldom one that goes by."""
         self._keys: dict[int, Key] = {}
         self._stream_ids: dict[Key, int] = {}
         self._aborted: set[int] = set()
@@ -146,7 +148,7 @@ class StepClient(Generic[Key]):
             method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
         )
         try:
-            result: Answer = await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True)
+            result: Answer = await call(question, timeout=CONNECT_SECONDS, wait_for_ready=self._waits)
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
         return result

@@ -74,17 +74,13 @@ class Keys:
         if admin:
             fixed.append(ApiKey("admin", digest_of(admin.encode()), is_admin=True))
         self._fixed = {key.digest: key for key in fixed}
-        self._has_file = path is not None
+        self.are_needed = path is not None or any(not key.is_admin for key in fixed)
+        """Whether /v1 is closed without one."""
         self._models = frozenset(models)
         self._quotas: dict[str, Quota] = {}
         self._table = self._fixed
         if path is not None:
             self.read(path)
-
-    @property
-    def are_needed(self) -> bool:
-        """Whether /v1 is closed without one."""
-        return self._has_file or any(not key.is_admin for key in self._fixed.values())
 
     @property
     def have_admin(self) -> bool:
