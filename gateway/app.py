@@ -16,6 +16,7 @@ from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
 from gateway.api.admin_workers import AdminWorker, AdminWorkers
 from gateway.api.answer import Endpoint
+from gateway.api.openapi import OpenApi
 from gateway.api.parse import ParseFunctionCall, ParseReasoning
 from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
@@ -67,6 +68,7 @@ class App:
                 Route("/live", live, methods=["GET"]),
                 Route("/ready", Ready(gateway), methods=["GET"]),
                 Route("/metrics", Metrics(gateway), methods=["GET"]),
+                Route("/openapi.json", OpenApi(gateway), methods=["GET"]),
                 Route("/admin/workers", AdminWorkers(gateway), methods=["GET", "POST"]),
                 Route("/admin/workers/{name:path}", AdminWorker(gateway), methods=["GET", "PATCH", "DELETE"]),
                 Route("/admin/pools", AdminPools(gateway), methods=["GET", "PATCH"]),
@@ -188,6 +190,8 @@ def new_record(scope: Scope) -> RequestRecord:
                 record.request_id = text
         elif name == b"x-routing-key":
             record.routing_key = value[:MAX_ROUTING_KEY].decode("latin-1")
+        elif name == b"x-priority":
+            record.priority = value.decode("latin-1")
         elif name == b"x-server-timing":
             record.wants_timing = value == b"end"
     record.request_id = record.request_id or os.urandom(16).hex()

@@ -278,6 +278,8 @@ class RequestRecord:
     change: str = ""
     """What an admin asks to be changed, as JSON."""
     body_bytes: int = 0
+    priority: str = ""
+    """The client's x-priority."""
     routing_key: str = ""
     """The client's x-routing-key."""
     prompt_tokens: int = 0

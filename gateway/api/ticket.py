@@ -13,11 +13,10 @@ from gateway.gateway import Gateway
 from gateway.limits import DEFAULT, PRIORITIES, ApiKey, no_better_than
 from gateway.metrics import ADMISSION_WAIT, KEY_TOKENS
 
-PRIORITY_HEADER = b"x-priority"
-
 
 class Ticket:
-    """Make it before the body is read: it raises Overloaded when there is no hope. Then `async with` it for the work.
+    """Make it before the body is read: it raises Overloaded when there is no hope, and BadRequest. Then `async with` it
+    for the work.
 
     `cost` tells how many tokens the request may take at most; it is only asked where that matters.
     """
@@ -30,10 +29,9 @@ class Ticket:
         self._key: ApiKey | None = scope["key"]
         self._reserved = 0
         self._has_place = False
-        self._priority = DEFAULT
         self.cost: Callable[[], int] = nothing
+        self._priority = priority_of(scope["record"].priority, self._key)
         if gateway.admission.limit:
-            self._priority = priority_of(scope, self._key)
             gateway.admission.refuse_if_hopeless(self._who, self._priority)
 
     async def __aenter__(self) -> Self:
@@ -83,13 +81,10 @@ def nothing() -> int:
     return 0
 
 
-def priority_of(scope: Scope, key: ApiKey | None) -> str:
-    """The class that the x-priority header asks for, or the key has; raises BadRequest."""
-    own = key.priority if key is not None else None
-    for name, value in scope["headers"]:
-        if name == PRIORITY_HEADER:
-            asked = value.decode("latin-1")
-            if asked not in PRIORITIES:
-                raise BadRequest(f"x-priority must be one of {', '.join(PRIORITIES)}", param="x-priority")
-            return asked if own is None else no_better_than(own, asked)
-    return own or DEFAULT
+def priority_of(asked: str, key: ApiKey | None) -> str:
+    """The class that the client asks for, or that its key has; raises BadRequest."""
+    if not asked:
+        return DEFAULT if key is None else key.priority
+    if asked not in PRIORITIES:
+        raise BadRequest(f"x-priority must be one of {', '.join(PRIORITIES)}", param="x-priority")
+    return asked if key is None else no_better_than(key.priority, asked)
