@@ -278,7 +278,7 @@ class RequestRecord:
     change: str = ""
     """What an admin asks to be changed, as JSON."""
     body_bytes: int = 0
-    priority: str = ""
+    priority: str | None = None
     """The client's x-priority."""
     routing_key: str = ""
     """The client's x-routing-key."""

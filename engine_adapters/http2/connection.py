@@ -361,5 +361,8 @@ async def connect(target: str, tls: "ssl.SSLContext | None" = None) -> Connectio
     """A connection to "host:port"; raises OSError."""
     host, _, port = target.rpartition(":")
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection(target), host.strip("[]"), int(port), ssl=tls)
+    try:
+        _, connection = await loop.create_connection(lambda: Connection(target), host.strip("[]"), int(port), ssl=tls)
+    except UnicodeError as error:
+        raise OSError(f"{host} is no name of a host: {error}") from error
     return connection

@@ -68,8 +68,8 @@ def read_request(
     wanted: Wanted = ANYTHING,
 ) -> GenerateRequest:
     """Raises BadRequest with the path of what is wrong."""
-    max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or fields.integer("max_tokens", 1, MAX_TOKENS)
-    max_tokens = max_tokens or default_max_tokens
+    older_name = fields.integer("max_tokens", 1, MAX_TOKENS)
+    max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or older_name or default_max_tokens
     min_tokens = fields.integer("min_tokens", 0, MAX_TOKENS) or 0
     if max_tokens is not None and min_tokens > max_tokens:
         fields.refuse("min_tokens", f"must not be above max_tokens ({max_tokens})")

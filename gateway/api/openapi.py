@@ -63,6 +63,7 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+ANYTHING: Schema = {}
 BOOLEAN: Schema = {"type": "boolean"}
 ANY_OBJECT: Schema = {"type": "object"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -181,13 +182,13 @@ COMPLETION_CHOICE = obj({"index": COUNT, "text": TEXT, "finish_reason": TEXT})
 OPERATIONS = (
     Operation(
         *("POST", "/v1/chat/completions", "A conversation, answered"),
-        {JSON: choices(CHAT_CHOICE), EVENTS: TEXT},
+        {JSON: choices(CHAT_CHOICE), EVENTS: ANYTHING},
         obj({"model": MODEL, "messages": MESSAGES}, CHAT),
         OF_AN_ENGINE,
     ),
     Operation(
         *("POST", "/v1/completions", "A text or token ids, written on"),
-        {JSON: choices(COMPLETION_CHOICE), EVENTS: TEXT},
+        {JSON: choices(COMPLETION_CHOICE), EVENTS: ANYTHING},
         obj({"model": MODEL, "prompt": PROMPT}, COMPLETION),
         OF_AN_ENGINE,
     ),

@@ -6,6 +6,7 @@ from gateway.api.body import Fields, read_json
 from gateway.api.conversation import read_tools
 from gateway.api.reply import Scope, Send, send_json
 from gateway.api.ticket import Ticket
+from gateway.api.tools import read_schemas
 from gateway.errors import BadRequest
 from gateway.gateway import Gateway
 from gateway.http_loop import Receive
@@ -31,8 +32,7 @@ class ParseFunctionCall:
         fields = await read_json(scope, receive, self._gateway)
         text = read_text(fields)
         family = self._family(fields)
-        tools = read_tools(fields)
-        schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
+        schemas, _ = read_schemas(fields, "tools", read_tools(fields) or [])
         async with scope["state"]["loop"].answering(scope, receive), ticket:
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(None, family))
             message = await read(self._gateway, form, text, Tools(schemas or None))

@@ -81,9 +81,9 @@ def nothing() -> int:
     return 0
 
 
-def priority_of(asked: str, key: ApiKey | None) -> str:
+def priority_of(asked: str | None, key: ApiKey | None) -> str:
     """The class that the client asks for, or that its key has; raises BadRequest."""
-    if not asked:
+    if asked is None:
         return DEFAULT if key is None else key.priority
     if asked not in PRIORITIES:
         raise BadRequest(f"x-priority must be one of {', '.join(PRIORITIES)}", param="x-priority")
