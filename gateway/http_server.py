@@ -16,6 +16,7 @@ from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.protocol import h2
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
@@ -63,6 +64,35 @@ async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event, sett
     lifespan_task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await lifespan_task
+
+
+class PacedBuffer(h2.StreamBuffer):
+    """What a stream has not sent yet, such that its writer waits while that is much.
+
+    hypercorn's own (0.18) lets the writer go on whenever little was taken out, also when that was because the client
+    takes nothing: then all of an answer gathers here.
+    """
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise h2.BufferCompleteError()
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= h2.BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < h2.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+h2.StreamBuffer = PacedBuffer  # type: ignore[misc]
 
 
 class InTime:

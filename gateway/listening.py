@@ -5,6 +5,7 @@ Threads: the main thread, before any server.
 
 import errno
 import logging
+import resource
 import socket
 
 from gateway import log
@@ -24,6 +25,13 @@ def server_tls(config: Config) -> ServerTls | None:
     if config.tls_cert and config.server == "granian":
         log.event(logging.WARNING, "granian reads its certificate once: restart the gateway when it has changed")
     return ServerTls(config.tls_cert, config.tls_key) if config.tls_cert else None
+
+
+def raise_open_files() -> None:
+    """Have as many files, and so connections, as the system allows: many shells begin with 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(config: Config) -> socket.socket:

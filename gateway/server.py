@@ -31,7 +31,7 @@ from gateway.errors import Unavailable
 from gateway.gateway import Gateway
 from gateway.http_loop import ServerSettings, count_active
 from gateway.limits import Admission, ByteBudget, KeyFile, Keys
-from gateway.listening import StartError, listen, server_tls
+from gateway.listening import StartError, listen, raise_open_files, server_tls
 from gateway.metrics import (
     ACTIVE_REQUESTS,
     ADMITTED,
@@ -327,6 +327,7 @@ def count_collections(cells: Cells) -> None:
 
 def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies) -> int:
     """Serve until a signal or a failure; returns the exit code. Raises StartError."""
+    raise_open_files()
     server = Server(config, models, workers, policies)
     server.end_on_signals()
     log.event(logging.INFO, f"listening on {server.url}")

@@ -59,7 +59,7 @@ class AdminWorker:
         if scope["method"] == "PATCH":
             self._change(worker, await read_change(scope, receive, self._gateway))
         elif scope["method"] == "DELETE":
-            self._remove(worker, parse_qs(scope["query_string"].decode("latin-1")).get("now") == ["true"])
+            self._remove(worker, read_now(scope))
         await send_json(scope, send, described(self._gateway, worker))
 
     def _change(self, worker: Worker, fields: Fields) -> None:
@@ -78,6 +78,14 @@ class AdminWorker:
         self._gateway.router.leave(worker)
         if now:
             self._gateway.engine.disconnect(worker)
+
+
+def read_now(scope: Scope) -> bool:
+    """The query's `now`; raises BadRequest."""
+    given = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("now", ["false"])
+    if given not in (["true"], ["false"]):
+        raise BadRequest("now must be true or false", param="now")
+    return given == ["true"]
 
 
 def find(gateway: Gateway, name: str) -> Worker | None:
