@@ -1,5 +1,8 @@
-"""Three times as many requests as there are places for, for --duration seconds. What is admitted keeps its pace, what is
-refused hears it at once, who asks little is never refused, memory stays flat, and all is given back."""
+"""Three times as many requests as there are places for, for --duration seconds.
+
+What is admitted keeps its pace, what is refused hears it at once, who asks for less than a share is never refused,
+memory stays flat, and all is given back.
+"""
 
 import asyncio
 import re

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, MutableMapping
 from typing import Any, NoReturn
 
 from gateway import log
-from gateway.config import Config
 from gateway.errors import BadRequest, BodyTimeout, BodyTooLarge, ClientLeft, UnsupportedMediaType
 from gateway.gateway import Gateway
 from gateway.http_loop import Receive
@@ -27,39 +26,25 @@ async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: 
     content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"application/json")
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType(f"content-type must be application/json, not {content_type.decode('latin-1')}")
-    body = await _read_in_time(receive, gateway.config, Intake(gateway.body_memory, scope["record"]))
+    body = await _read_in_time(receive, gateway, scope["record"])
     if len(body) > POOL_BYTES:
         return await gateway.tokenize.run(parse, body)
     return parse(body)
 
 
-class Intake:
-    """Counts what is read of a body to its request, and towards what may be in memory of all bodies."""
-
-    __slots__ = ("_memory", "_record")
-
-    def __init__(self, memory: ByteBudget, record: RequestRecord) -> None:
-        self._memory = memory
-        self._record = record
-
-    def take(self, size: int) -> None:
-        """Raises Overloaded."""
-        self._memory.take(size)
-        self._record.body_bytes += size
-
-
-async def _read_in_time(receive: Receive, config: Config, intake: Intake) -> bytes:
+async def _read_in_time(receive: Receive, gateway: Gateway, record: RequestRecord) -> bytes:
+    config = gateway.config
     seconds, option = config.body_seconds, "--body-seconds"
     if 0 < config.request_seconds < seconds:
         seconds, option = config.request_seconds, "--request-seconds"
     try:
         async with asyncio.timeout(seconds):
-            return await _read(receive, config.max_body_mb << 20, intake)
+            return await _read(receive, config.max_body_mb << 20, gateway.body_memory, record)
     except TimeoutError:
         raise BodyTimeout(f"the body has not arrived within {seconds:g} s ({option})") from None
 
 
-async def _read(receive: Receive, limit: int, intake: Intake) -> bytes:
+async def _read(receive: Receive, limit: int, memory: ByteBudget, record: RequestRecord) -> bytes:
     parts, size = [], 0
     while True:
         message = await receive()
@@ -69,7 +54,8 @@ async def _read(receive: Receive, limit: int, intake: Intake) -> bytes:
         size += len(part)
         if size > limit:
             raise BodyTooLarge(f"the body is larger than {limit >> 20} MiB (--max-body-mb)")
-        intake.take(len(part))
+        memory.take(len(part))
+        record.body_bytes += len(part)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
