@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, MutableMapping
 from typing import Any, NoReturn
 
 from gateway import log
+from gateway.config import Config
 from gateway.errors import BadRequest, BodyTimeout, BodyTooLarge, ClientLeft, UnsupportedMediaType
 from gateway.gateway import Gateway
-from gateway.http_loop import Receive
-from gateway.limits import ByteBudget
+from gateway.http_loop import READ_NOW, Receive
 from gateway.types import RequestRecord
 
 POOL_BYTES = 1_000_000
@@ -26,10 +26,23 @@ async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: 
     content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"application/json")
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType(f"content-type must be application/json, not {content_type.decode('latin-1')}")
-    body = await _read_in_time(receive, gateway, scope["record"])
+    extensions, record = scope["extensions"], scope["record"]
+    body = extensions[READ_NOW]() if READ_NOW in extensions else None
+    if body is None:
+        body = await _read_in_time(receive, gateway, record)
+    elif len(body) > gateway.config.max_body_mb << 20:
+        raise too_large(gateway.config)
+    else:
+        _hold(len(body), gateway, record)
     if len(body) > POOL_BYTES:
         return await gateway.tokenize.run(parse, body)
     return parse(body)
+
+
+def _hold(size: int, gateway: Gateway, record: RequestRecord) -> None:
+    """Count what is read of a body, until its request is over; raises Overloaded."""
+    gateway.body_memory.take(size)
+    record.body_bytes += size
 
 
 async def _read_in_time(receive: Receive, gateway: Gateway, record: RequestRecord) -> bytes:
@@ -39,13 +52,13 @@ async def _read_in_time(receive: Receive, gateway: Gateway, record: RequestRecor
         seconds, option = config.request_seconds, "--request-seconds"
     try:
         async with asyncio.timeout(seconds):
-            return await _read(receive, config.max_body_mb << 20, gateway.body_memory, record)
+            return await _read(receive, gateway, record)
     except TimeoutError:
         raise BodyTimeout(f"the body has not arrived within {seconds:g} s ({option})") from None
 
 
-async def _read(receive: Receive, limit: int, memory: ByteBudget, record: RequestRecord) -> bytes:
-    parts, size = [], 0
+async def _read(receive: Receive, gateway: Gateway, record: RequestRecord) -> bytes:
+    parts, size, limit = [], 0, gateway.config.max_body_mb << 20
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -53,12 +66,15 @@ async def _read(receive: Receive, limit: int, memory: ByteBudget, record: Reques
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise BodyTooLarge(f"the body is larger than {limit >> 20} MiB (--max-body-mb)")
-        memory.take(len(part))
-        record.body_bytes += len(part)
+            raise too_large(gateway.config)
+        _hold(len(part), gateway, record)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def too_large(config: Config) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {config.max_body_mb} MiB (--max-body-mb)")
 
 
 def parse(body: bytes) -> "Fields":
@@ -94,6 +110,11 @@ class Fields:
 
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
+
+    def lacks(self, names: frozenset[str]) -> bool:
+        """Whether none of them is there: most bodies have few of the many fields there are, so whoever reads a group of
+        them asks this first."""
+        return names.isdisjoint(self.values)
 
     def log_unread(self, accepted: Collection[str]) -> None:
         """Tell the debug log of fields that nobody asked for."""
