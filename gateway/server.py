@@ -342,9 +342,10 @@ def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], 
 def announce(server: Server) -> None:
     """The ready line, and a command to paste."""
     model = next(iter(server.gateway.models))
+    key = '-H "authorization: Bearer $KEY" ' if server.gateway.keys.are_needed else ""
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     sys.stdout.write(
         f"Ready: {server.url}\n  curl -N {server.url}/v1/chat/completions "
-        f"-H 'content-type: application/json' \\\n    -d '{body}'\n"
+        f"-H 'content-type: application/json' {key}\\\n    -d '{body}'\n"
     )
     sys.stdout.flush()

@@ -186,8 +186,12 @@ def test_more_than_there_are_places_for_wait_and_more_than_may_wait_are_refused(
     for _ in answers:
         clients.finish_next()
     assert [answer.result().status_code for answer in answers] == [200] * len(answers)
-    timing = answers[-1].result().headers["server-timing"]
-    assert "admission;dur=" in timing
+    last = answers[-1].result()
+    assert "admission;dur=" in last.headers["server-timing"]
+    line = json.loads(limited.line(f'"id": "{last.headers["x-request-id"]}"').string)
+    assert line["admission_ms"] > 0
+    assert {"id", "ms", "key", "outcome", "model", "worker", "first_token_ms"} - line.keys() <= {"first_token_ms"}
+    assert (line["key"], line["outcome"], line["message"]) == ("free", "ok", f"POST {PATH} 200")
     assert limited.metric("gateway_admission_wait_seconds_count", priority="normal") >= len(answers)
 
 
@@ -278,3 +282,10 @@ def test_keys_follow_their_file(limited: Gateway, path: Path) -> None:
     assert limited_to and get(limited, "late").status_code == 200
     path.write_text(before)
     eventually(lambda: get(limited, "late").status_code == 401, "the end of the key")
+
+
+def test_prompts_are_logged_only_where_that_is_asked_for(limited: Gateway, clients: Clients) -> None:
+    answer = clients.ask("free", "between us")
+    clients.finish_next()
+    assert answer.result().status_code == 200
+    assert "between us" not in limited.output

@@ -1,6 +1,7 @@
 """TLS on both sides: clients of either server, certificates that change, and workers over each wire."""
 
 import asyncio
+import json
 import shutil
 import socket
 import ssl
@@ -95,7 +96,7 @@ def gateway(
     options = [word for name, path in files.items() for word in (name, str(path))]
     step, native = (engine.address for engine in engines)
     workers = [f"step://{step}", f"trtllm://{native}", f"{simulator.url}?tls=false"]
-    with TlsGateway("--server", server, "--http-threads", "2", *options, workers=workers) as gateway:
+    with TlsGateway("--server", server, "--http-threads", "2", "--log-prompts", *options, workers=workers) as gateway:
         eventually(lambda: gateway.worker_states() == ["ready"] * 3, "all workers")
         yield gateway
         wait_until_idle(gateway)
@@ -111,6 +112,12 @@ def test_answers_come_over_tls_whole_and_streamed(gateway: Gateway) -> None:
     assert done == [0, 0, 0]
     assert chat.stream(gateway, max_tokens=3)
     assert gateway.client.post(PATH, content=b"{").status_code == 400
+
+
+def test_prompts_are_logged_where_that_is_asked_for(gateway: Gateway) -> None:
+    chat.complete(gateway, "between us", max_tokens=1)
+    line = json.loads(gateway.line("between us").string)
+    assert (line["message"], line["body"]["messages"][0]["content"]) == ("prompt", "between us")
 
 
 def test_alpn_chooses_http_2(gateway: Gateway, context: ssl.SSLContext) -> None:

@@ -15,6 +15,8 @@ from gateway.types import RequestRecord
 
 POOL_BYTES = 1_000_000
 """Larger bodies are parsed on the pool: json.loads takes about 5 ms a megabyte, which the loop's other streams feel."""
+SMALL_BYTES = 4096
+"""A body that is smaller, and here at once, is not counted towards --max-bodies-mb: it is no more than its request."""
 MAX_NESTING = 100
 
 
@@ -32,7 +34,7 @@ async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: 
         body = await _read_in_time(receive, gateway, record)
     elif len(body) > gateway.config.max_body_mb << 20:
         raise too_large(gateway.config)
-    else:
+    elif len(body) > SMALL_BYTES:
         _hold(len(body), gateway, record)
     if len(body) > POOL_BYTES:
         return await gateway.tokenize.run(parse, body)

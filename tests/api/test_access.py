@@ -151,6 +151,14 @@ def test_without_an_admin_key_admin_is_for_this_machine_only(address: str, may: 
             check_access(scope, Keys())
 
 
+def test_without_an_admin_key_no_web_page_is_an_admin(gateway: Gateway) -> None:
+    body = {"url": "step://127.0.0.1:1"}
+    error = refusal(gateway.client.post("/admin/workers", json=body, headers={"origin": "http://example.org"}), 403)
+
+    assert "web pages" in error["message"]
+    gateway.line("admin: POST /admin/workers 403")
+
+
 def test_with_an_admin_key_it_does_not_matter_where_the_admin_is() -> None:
     scope = {"path": POOLS, "client": ("192.0.2.7", 5000), "headers": [(b"authorization", b"Bearer admin-key")]}
 
