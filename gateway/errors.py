@@ -71,6 +71,7 @@ class Unauthorized(GatewayError):
 class Forbidden(GatewayError):
     status = 403
     type = "invalid_request_error"
+    default_code = "forbidden"
 
 
 class NotFound(GatewayError):

@@ -49,7 +49,7 @@ class ServerTls:
             contexts = list(self._contexts)
         for loop, context in contexts:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._load, context)
+                loop.call_soon_threadsafe(self._load_again, context)
         log.event(logging.INFO, f"read {self.paths[0]} again")
 
     def _context(self, protocols: Sequence[str]) -> ssl.SSLContext:
@@ -59,6 +59,12 @@ class ServerTls:
             context.set_alpn_protocols(protocols)
         self._load(context)
         return context
+
+    def _load_again(self, context: ssl.SSLContext) -> None:
+        try:
+            self._load(context)
+        except TlsError as error:  # they changed once more; then they are read again
+            log.event(logging.ERROR, str(error))
 
     def _load(self, context: ssl.SSLContext) -> None:
         certificate, key = self.paths
