@@ -77,15 +77,15 @@ class Server:
         self, config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies
     ) -> None:
         adapters = load_adapters(config.lora, models)
+        key_path = Path(config.api_keys) if config.api_keys else None
+        keys = Keys(config.api_key, config.admin_key, key_path, (*models, *adapters))
+        tls = server_tls(config)
         worker_tls = WorkerTls.of(config.worker_ca, config.worker_cert, config.worker_key)
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
         registry, router = Registry(), Router(policies)
         admit = functools.partial(admitted_model, models)
-        key_path = Path(config.api_keys) if config.api_keys else None
-        keys = Keys(config.api_key, config.admin_key, key_path, (*models, *adapters))
-        tls = server_tls(config)
         cores = threading.Semaphore(os.cpu_count() or 1)
         tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
         cache = TokenCache(config.cache_mb << 20) if config.cache_mb else None

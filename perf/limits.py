@@ -1,4 +1,4 @@
-"""What keys, quotas and admission add to a request when nobody has to wait: CPU time of a thread, the best of rounds."""
+"""What keys, quotas and admission add to a request when nobody has to wait: CPU time of a thread, best of rounds."""
 
 import argparse
 import asyncio

@@ -5,7 +5,6 @@ import json
 import shutil
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from engine_adapters.base import Engine, EngineLost
 from engine_adapters.step.client import StepClient
 from engine_adapters.tls import WorkerTls, WorkerTlsError
 from engine_adapters.trtllm.native.client import NativeClient
+from gateway import command
 from gateway.tls import ServerTls, TlsError
 from tests import chat
 from tests.certificates import Authority, Pair
 from tests.executor import LOOP
-from tests.processes import GIL_ARGUMENTS, PATIENCE, Gateway, Process, Simulator, eventually, wait_until_idle
+from tests.processes import GIL_ARGUMENTS, PATIENCE, Gateway, Simulator, eventually, wait_until_idle
 
 PATH = "/v1/chat/completions"
 
@@ -170,15 +170,14 @@ def test_a_new_certificate_counts_from_the_next_connection_on(
     assert chat.complete(gateway, max_tokens=1), "connections that were open go on"
 
 
-def test_files_that_are_no_certificate_end_the_start(folder: Path, pair: Pair) -> None:
+def test_files_that_are_no_certificate_end_the_start(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TlsError, match="No such file"):
         ServerTls("/nowhere.pem", str(pair.key))
     with pytest.raises(TlsError, match="are no certificate and its key"):
         ServerTls(str(pair.certificate), str(pair.certificate))
     for arguments in (["--tls-cert", str(pair.certificate)], ["--worker-cert", str(pair.certificate)]):
-        with Process([sys.executable, "-m", "gateway", *GIL_ARGUMENTS, "--port", "0", *arguments]) as process:
-            assert process.exit_code() == 2
-            assert "belong together" in process.stderr
+        assert command.main([*GIL_ARGUMENTS, "--port", "0", *arguments]) == 2
+        assert "belong together" in capsys.readouterr().err
 
 
 def test_what_workers_are_trusted_by_must_be_there(pair: Pair, authority: Authority) -> None:
