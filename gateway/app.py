@@ -100,6 +100,7 @@ class App:
                 await send_error(scope, send, record.error)
         finally:
             finish(record, scope)
+            record.error = None  # its traceback knows this frame, and that the record: a cycle for the collector
             if quota is not None:
                 quota.end()
             if record.body_bytes:
