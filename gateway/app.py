@@ -174,7 +174,8 @@ def log_fields(record: RequestRecord, now: float) -> dict[str, Any]:
 def audit_fields(record: RequestRecord, scope: Scope) -> dict[str, Any]:
     """Who wanted what of an admin endpoint."""
     query = scope["query_string"].decode("latin-1")
-    who = {"admin": record.key or "this machine", "client": scope["client"][0]}
+    admin = "nobody" if record.status in (401, 403) else record.key or "this machine"
+    who = {"admin": admin, "client": scope["client"][0]}
     return {"id": record.request_id, **who, "query": query, "change": record.change}
 
 

@@ -270,7 +270,7 @@ def test_every_admin_action_has_its_line(limited: Gateway) -> None:
     lines = [entry for entry in limited.log() if entry["message"].startswith("admin: ")]
     assert [entry["message"].rpartition(" ")[2] for entry in lines] == ["200", "400", "401"]
     assert (lines[0]["admin"], lines[0]["client"], json.loads(lines[0]["change"])) == ("ops", "127.0.0.1", change)
-    assert lines[0]["query"] == "because=test" and lines[0]["id"]
+    assert lines[0]["query"] == "because=test" and lines[0]["id"] and lines[2]["admin"] == "nobody"
 
 
 def test_keys_follow_their_file(limited: Gateway, path: Path) -> None:
