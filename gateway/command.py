@@ -1,5 +1,5 @@
 """The command line: `python3.13t -m gateway` serves, `... doctor` examines the installation, `... parse`
-reads captured answers, `... key` makes an API key."""
+reads captured answers, `... preprocess` makes tensors of images, `... key` makes an API key."""
 
 import gc
 import logging
@@ -29,7 +29,15 @@ FAULTS = (
     *(KeyFileError, TlsError, WorkerTlsError, StartError),
 )
 """What an operator must put right."""
-COMMANDS = {"doctor": doctor.main, "key": key_command.main, "parse": parse_command.main}
+
+
+def preprocess(arguments: Sequence[str]) -> int:
+    from gateway import preprocess_command  # not above: serving text needs neither numpy nor Pillow
+
+    return preprocess_command.main(arguments)
+
+
+COMMANDS = {"doctor": doctor.main, "key": key_command.main, "parse": parse_command.main, "preprocess": preprocess}
 
 
 def main(arguments: Sequence[str]) -> int:

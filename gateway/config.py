@@ -198,7 +198,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python3.13t -m gateway",
         description="OpenAI-compatible gateway to LLM engines, in free-threaded Python. Without arguments it serves a\n"
         "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation,\n"
-        "`... parse` reads captured answers as the gateway would, and `... key` makes an API key.",
+        "`... parse` reads captured answers as the gateway would, `... preprocess` makes of images what a model would\n"
+        "get, and `... key` makes an API key.",
         epilog="Every option can also be set in the environment (GATEWAY_PORT=8080; lists are separated by spaces)\n"
         "or in a TOML file (port = 8080). The command line wins over the environment, which wins over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

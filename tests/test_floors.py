@@ -11,9 +11,9 @@ from tests.processes import ROOT
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
     {"config", "schemas", "threads", "tls", "types"},
-    {"generation_config", "limits", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},
+    {"generation_config", "limits", "multimodal", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
-    {"doctor", "http_loop", "key_command", "parse_command", "submissions", "worker_file"},
+    {"doctor", "http_loop", "key_command", "parse_command", "preprocess_command", "submissions", "worker_file"},
     {"gateway", "http1", "leg", "listening"},
     {"prepare"},
     {"generate"},
