@@ -26,6 +26,7 @@ from engine_adapters.base import (
     Submission,
 )
 from engine_adapters.step.client import StepClient
+from engine_adapters.tls import WorkerTls
 from engine_adapters.trtllm.native.client import NativeClient
 from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
@@ -36,7 +37,9 @@ from gateway.threads import Command, Mailbox, Outbox, Supervisor
 
 type OnKvEvents = Callable[[Sequence[KvEvent], bool], None]
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None], OnKvEvents], Engine[Choice]]] = {
+type MakeEngine = Callable[[str, Callable[[str], None], OnKvEvents, WorkerTls | None], Engine[Choice]]
+
+ENGINES: dict[str, MakeEngine] = {
     "step": StepClient,
     "trtllm": NativeClient,
     "openengine": OpenEngineClient,
@@ -138,7 +141,8 @@ class Session:
 
     async def _serve_once(self) -> None:
         make = ENGINES[self.worker.address.scheme]
-        engine = make(self.worker.address.target, self._count_fault, self._note_kv_events)
+        tls = self._thread.tls if self.worker.address.tls else None
+        engine = make(self.worker.address.target, self._count_fault, self._note_kv_events, tls)
         try:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
@@ -261,8 +265,14 @@ class EngineThread:
     """
 
     def __init__(
-        self, router: Router, admit: Callable[[WorkerAddress, EngineInfo], str], cells: Cells, supervisor: Supervisor
+        self,
+        router: Router,
+        admit: Callable[[WorkerAddress, EngineInfo], str],
+        cells: Cells,
+        supervisor: Supervisor,
+        tls: WorkerTls | None = None,
     ) -> None:
+        self.tls = tls
         self.router = router
         self.admit = admit
         self.cells = cells

@@ -115,6 +115,11 @@ class Reading:
     streams_reasoning: bool = True
 
 
+CHARACTERS_PER_TOKEN = 4
+UNLIMITED_ANSWER = 1024
+"""Tokens of an answer that may take what the context has room for, as a guess."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What every endpoint lowers its body to. Ids are little-endian u32."""
@@ -144,6 +149,12 @@ class GenerateRequest:
     """False: the client wants one reply."""
     truncate_prompt_tokens: int | None = None
     """Keep only this many tokens of the prompt, its last ones."""
+
+    def most_tokens(self) -> int:
+        """A guess at how many tokens it takes, made before the prompt is tokenized."""
+        source = self.input
+        tokens = len(source.token_ids) // 4 if isinstance(source, TokensInput) else 0
+        return tokens + source.characters // CHARACTERS_PER_TOKEN + self.n * (self.max_tokens or UNLIMITED_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +293,17 @@ class RequestRecord:
     handoff_seconds: float = 0.0
     """From the end of the prefill to the first token of the decode, where two workers share a request."""
     last_token: float = 0.0
+    admission_seconds: float = 0.0
+    """Before the other stages: for a place among those that are answered."""
     model: str = ""
     worker: str = ""
+    key: str = ""
+    """The name of the client's API key."""
+    change: str = ""
+    """What an admin asks to be changed, as JSON."""
+    body_bytes: int = 0
+    priority: str | None = None
+    """The client's x-priority."""
     routing_key: str = ""
     """The client's x-routing-key."""
     prompt_tokens: int = 0

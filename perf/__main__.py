@@ -5,7 +5,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import chats, decisions, executor, images, parsers, peers, pictures, profile, requests, routing, streaming
+from perf import (
+    chats,
+    decisions,
+    executor,
+    images,
+    limits,
+    parsers,
+    peers,
+    pictures,
+    profile,
+    requests,
+    routing,
+    streaming,
+)
 
 
 def text(arguments: Sequence[str]) -> None:
@@ -20,6 +33,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "routing": (routing.main, "TTFT, hit rate and load spread of each policy, on executors in simulated time"),
     "chats": (chats.main, "the same, smaller, with real processes"),
     "decisions": (decisions.main, "routing decisions a second, by policy, workers and threads; and the block index"),
+    "limits": (limits.main, "what keys, quotas and admission add to a request"),
     "peers": (
         peers.main,
         "CPU of the gateway beside SMG's, per streamed token and per long prompt",

@@ -10,12 +10,12 @@ from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
     {"errors", "log", "metrics"},
-    {"config", "schemas", "threads", "types"},
+    {"config", "schemas", "threads", "tls", "types"},
     {"fetch"},
-    {"generation_config", "multimodal", "parsers", "pools", "routing", "streams", "tokenizer"},
+    {"generation_config", "limits", "multimodal", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
-    {"doctor", "http_loop", "parse_command", "preprocess_command", "submissions", "worker_file"},
-    {"gateway", "http1", "leg"},
+    {"doctor", "http_loop", "key_command", "parse_command", "preprocess_command", "submissions", "worker_file"},
+    {"gateway", "http1", "leg", "listening"},
     {"images"},
     {"prepare"},
     {"generate"},

@@ -28,6 +28,7 @@ from engine_adapters.base import (
 )
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
 from engine_adapters.step.outgoing import Uploader, UploadFailed, image_messages
+from engine_adapters.tls import WorkerTls
 
 CONNECT_SECONDS = 5.0
 UPLOAD_SECONDS = 30.0
@@ -51,7 +52,8 @@ AttachCall: TypeAlias = "grpc.aio.StreamStreamCall[messages.ClientFrame, bytes]"
 
 
 class StepClient(Generic[Key]):
-    """An `Engine` behind a step stream at `address` ("host:port"). After EngineLost, make a new one.
+    """An `Engine` behind a step stream at `address` ("host:port"). After EngineLost, which making one may raise too,
+    make a new one.
 
     `count_fault(kind)` is told of whatever the executor sent that made no sense: "malformed_frame", "unknown_stream",
     "kv_gap".
@@ -67,12 +69,15 @@ class StepClient(Generic[Key]):
         address: str,
         count_fault: Callable[[str], None],
         on_kv_events: "Callable[[Sequence[KvEvent], bool], None] | None" = None,
+        tls: "WorkerTls | None" = None,
     ) -> None:
         self._address = address
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
         self._kv_events = 0
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = _channel(address, tls)
+        self._waits = tls is None
+        """For a connection. With TLS a failure is told at once, and why: it is seldom one that goes by."""
         self._keys: dict[int, Key] = {}
         self._stream_ids: dict[Key, int] = {}
         self._aborted: set[int] = set()
@@ -202,7 +207,7 @@ class StepClient(Generic[Key]):
             method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
         )
         try:
-            result: Answer = await call(question, timeout=seconds, wait_for_ready=True)
+            result: Answer = await call(question, timeout=seconds, wait_for_ready=self._waits)
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
         return result
@@ -315,6 +320,15 @@ class StepClient(Generic[Key]):
 
 def _to_nobody(deliveries: object) -> None:
     """Before `run` there is nobody to hear."""
+
+
+def _channel(address: str, tls: "WorkerTls | None") -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    try:
+        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=CHANNEL_OPTIONS)
+    except OSError as error:
+        raise EngineLost(f"the files for TLS with {address} cannot be read: {error}") from error
 
 
 def _stream_ids(submit: messages.Submit) -> range:

@@ -50,7 +50,12 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
-        models = [self._describe(model) for model in (*gateway.models.values(), *gateway.adapters.values())]
+        key = scope["key"]
+        models = [
+            self._describe(model)
+            for model in (*gateway.models.values(), *gateway.adapters.values())
+            if key is None or key.may_use(model.name)
+        ]
         await send_json(scope, send, {"object": "list", "data": models})
 
     def _describe(self, model: Model) -> dict[str, Any]:

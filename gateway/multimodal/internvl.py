@@ -7,7 +7,6 @@ from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import Features, features
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import IMAGENET_MEAN, IMAGENET_STD, ProcessorFiles, Settings, whole
 from gateway.multimodal.tiles import cut, resized
 
@@ -50,11 +49,10 @@ class InternVL:
         columns, rows = self.grid(image.height, image.width)
         cells = rows * columns
         tiles = cells + (cells > 1)
-        original = Original(image)
         pixels = np.empty((tiles, 3, self.side, self.side), np.float32)
-        cut(resized(original, rows * self.side, columns * self.side, self.resampling), self.levels, pixels[:cells])
+        cut(resized(image, rows * self.side, columns * self.side, self.resampling), self.levels, pixels[:cells])
         if tiles > cells:
-            cut(resized(original, self.side, self.side, self.resampling), self.levels, pixels[cells:])
+            cut(resized(image, self.side, self.side, self.resampling), self.levels, pixels[cells:])
         expansion = [("<img>", 1), (self.placeholder, self.tokens * tiles), ("</img>", 1)]
         return features(expansion, self.placeholder, pixel_values=pixels, num_patches=np.array([tiles], np.int64))
 

@@ -11,7 +11,6 @@ from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import Features, features, integers
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import HALF, ProcessorConfigError, ProcessorFiles, Settings
 from gateway.multimodal.tiles import cut, padded, resized
 
@@ -62,15 +61,14 @@ class Llama4:
             return replace(self, canvases=canvases_of(1)).preprocess(image)
         rows, columns = best_canvas(image.height, image.width, self.side, self.canvases)
         cells = rows * columns
-        original = Original(image)
         pixels = np.empty((cells + (cells > 1), 3, self.side, self.side), np.float32)
-        cut(self._fitted(original, rows * self.side, columns * self.side), self.levels, pixels[:cells])
+        cut(self._fitted(image, rows * self.side, columns * self.side), self.levels, pixels[:cells])
         if cells > 1:
-            cut(resized(original, self.side, self.side, self.resampling), self.levels, pixels[cells:])
+            cut(resized(image, self.side, self.side, self.resampling), self.levels, pixels[cells:])
         ratios = integers([rows, columns])
         return features(self._expansion(rows, columns), self.patch, pixel_values=pixels, aspect_ratios=ratios)
 
-    def _fitted(self, image: Original, height: int, width: int) -> np.ndarray:
+    def _fitted(self, image: Image, height: int, width: int) -> np.ndarray:
         """In the top left corner of the canvas, and enlarged to a tile's side at most."""
         most_height, most_width = min(max(image.height, self.side), height), min(max(image.width, self.side), width)
         scale_width, scale_height = most_width / image.width, most_height / image.height

@@ -8,7 +8,6 @@ from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import Features, features
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import CLIP_MEAN, CLIP_STD, ProcessorConfigError, ProcessorFiles, Settings, whole
 from gateway.multimodal.tiles import MAX_PIXELS, cut, padded, resized, too_elongated
 
@@ -82,7 +81,7 @@ class Llava:
         longest = int(self.shortest * long / short)
         height, width = (longest, self.shortest) if image.width <= image.height else (self.shortest, longest)
         pixels = np.empty((1, 3, self.side, self.side), np.float32)
-        cut(centered(resized(Original(image), height, width, self.resampling), self.side), self.levels, pixels)
+        cut(centered(resized(image, height, width, self.resampling), self.side), self.levels, pixels)
         return features([(self.placeholder, self.tokens)], self.placeholder, pixel_values=pixels)
 
 

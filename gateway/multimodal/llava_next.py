@@ -11,7 +11,6 @@ from gateway.multimodal.features import Features, features, integers
 from gateway.multimodal.levels import Levels
 from gateway.multimodal.llava import DEFAULTS as LLAVA_DEFAULTS
 from gateway.multimodal.llava import PUBLISHED, Tower
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import ProcessorConfigError, ProcessorFiles, Settings
 from gateway.multimodal.tiles import cut, padded, resized, too_elongated
 
@@ -43,10 +42,9 @@ class LlavaNext:
 
     def preprocess(self, image: Image, detail: str = "auto") -> Features:
         height, width = self._best(image)
-        original = Original(image)
         pixels = np.empty((1, 1 + height * width // self.side**2, 3, self.side, self.side), np.float32)
-        cut(resized(original, self.side, self.side, self.resampling), self.levels, pixels[0, :1])
-        cut(self._fitted(original, height, width), self.levels, pixels[0, 1:])
+        cut(resized(image, self.side, self.side, self.resampling), self.levels, pixels[0, :1])
+        cut(self._fitted(image, height, width), self.levels, pixels[0, 1:])
         sizes = integers([image.height, image.width])
         expansion = [(self.placeholder, self.tokens(image.height, image.width, (height, width)))]
         return features(expansion, self.placeholder, pixel_values=pixels, image_sizes=sizes)
@@ -57,7 +55,7 @@ class LlavaNext:
             raise too_elongated(image)
         return best
 
-    def _fitted(self, image: Original, height: int, width: int) -> np.ndarray:
+    def _fitted(self, image: Image, height: int, width: int) -> np.ndarray:
         """As large as fits the canvas, in its middle."""
         scale_width, scale_height = width / image.width, height / image.height
         if scale_width < scale_height:

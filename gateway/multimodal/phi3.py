@@ -10,7 +10,6 @@ from PIL.Image import Image, Resampling, Transpose
 
 from gateway.multimodal.features import Features, features, integers
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import CLIP_MEAN, CLIP_STD, ProcessorFiles, Settings
 from gateway.multimodal.tiles import cut, padded, resized
 
@@ -63,7 +62,7 @@ class Phi3:
             scale for scale in range(1, self.max_tiles + 1) if scale * math.ceil(scale / ratio) <= self.max_tiles
         )
         width = columns * SIDE
-        fitted = resized(Original(image), int(width / ratio), width, Resampling.BILINEAR)
+        fitted = resized(image, int(width / ratio), width, Resampling.BILINEAR)
         height = -(-fitted.shape[1] // SIDE) * SIDE
         return padded(fitted, height, width, (height - fitted.shape[1]) // 2, 0, WHITE)
 

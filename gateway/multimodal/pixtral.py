@@ -8,7 +8,6 @@ from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import Features, features, integers
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import CLIP_MEAN, CLIP_STD, ProcessorFiles, Settings, whole
 from gateway.multimodal.tiles import cut, resized
 
@@ -52,7 +51,7 @@ class Pixtral:
             return replace(self, longest=LOW_DETAIL_SIDE).preprocess(image)
         rows, columns = self.grid(image.height, image.width)
         height, width = rows * self.unit, columns * self.unit
-        fitted = resized(Original(image), height, width, self.resampling)
+        fitted = resized(image, height, width, self.resampling)
         pixels = np.empty((1, 3, height, width), np.float32)
         cut(fitted, self.levels, pixels)
         row = (self.placeholder, columns)

@@ -8,7 +8,6 @@ from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import BadImage, Features, features, integers
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 from gateway.multimodal.settings import CLIP_MEAN, CLIP_STD, HALF, ProcessorFiles, Settings, whole
 from gateway.multimodal.tiles import resized
 
@@ -64,7 +63,7 @@ class Qwen:
         if detail == "low" and self.max_pixels > LOW_DETAIL_PIXELS:
             return replace(self, max_pixels=LOW_DETAIL_PIXELS).preprocess(image)
         height, width = self.fit(image.height, image.width)
-        planes = resized(Original(image), height, width, self.resampling)
+        planes = resized(image, height, width, self.resampling)
         rows, columns = height // self.patch, width // self.patch
         expansion = [(self.placeholder, rows * columns // self.merge**2)]
         grid = integers([1, rows, columns])

@@ -7,21 +7,28 @@ from PIL.Image import Image, Resampling
 
 from gateway.multimodal.features import BadImage
 from gateway.multimodal.levels import Levels
-from gateway.multimodal.resample import Original
 
 MAX_PIXELS = 2**26
 """That an image may have on its way to a model: a line of pixels can be small to send and huge once its short side is
 that of a tile. 256 MiB at 4 bytes each."""
 
 
-def resized(original: Original, height: int, width: int, resampling: Resampling) -> np.ndarray:
+def resized(image: Image, height: int, width: int, resampling: Resampling) -> np.ndarray:
     """Its channels, uint8 [3, height, width]; raises BadImage where nothing, or far too much, would be left of it."""
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise too_elongated(original)
-    return original.resize(height, width, resampling)
+        raise too_elongated(image)
+    return planes_of(image.resize((width, height), resampling))
 
 
-def too_elongated(image: Image | Original) -> BadImage:
+def planes_of(image: Image) -> np.ndarray:
+    """Of the image as it is. Pillow takes the channels apart faster than numpy strides over them."""
+    planes = np.empty((3, image.height, image.width), np.uint8)
+    for channel, band in enumerate(image.split()):
+        planes[channel] = np.asarray(band)
+    return planes
+
+
+def too_elongated(image: Image) -> BadImage:
     return BadImage(f"image of {image.width} x {image.height} pixels is too elongated for this model", reason="shape")
 
 
