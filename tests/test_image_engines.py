@@ -172,7 +172,8 @@ def test_nothing_is_left_when_a_gateway_is_killed(folder: Path) -> None:
     arguments = ("--model-path", str(folder), "--output", "random", "--ignore-eos", "--decode-base-ms", "20")
     path = ("--model-path", f"demo={folder}", "--image-cache-mb", "0")
     with Simulator(*arguments) as simulator, Gateway(*path, workers=[simulator.url]) as gateway:
-        gateway.wait_until_ready()
+        # With its first frame the executor says that it can read the gateway's memory.
+        ask(gateway.wait_until_ready(), "demo", "Hello!")
         content = [image_part(data_url(LARGE))]
         body = {"model": "demo", "messages": [{"role": "user", "content": content}], "stream": True}
         with gateway.client.stream("POST", PATH, json=body) as response:
