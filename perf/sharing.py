@@ -54,14 +54,6 @@ def shared_and_new(bench: "Bench") -> Iterator[list[str]]:
         ]
 
 
-def wide_model(folder: Path) -> Path:
-    """The demo model, with a context that holds such prompts."""
-    shutil.copytree(DEMO_FOLDER, folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": CONTEXT_LENGTH}))
-    return folder
-
-
 def make_bodies(bench: "Bench", count: int) -> list[bytes]:
     shared = bench.text(SHARED_TOKENS)
     new = bench.text(NEW_TOKENS, 1_000_000)
