@@ -15,7 +15,7 @@ from perf.processes import Process, first_line, folder, free_ports, port_of, sta
 
 @dataclass(frozen=True)
 class Arm:
-    """`settings` are the gateway's options, and `processes` how many gateways share one port. `kind` is one of KINDS."""
+    """`settings` are the gateway's options; so many `processes` share one port; `kind` is one of KINDS."""
 
     name: str
     build: Build
@@ -23,6 +23,8 @@ class Arm:
     processes: int = 1
     wire: str = "step"
     kind: str = "gateway"
+    launcher: tuple[str, ...] = ("gateway",)
+    """The module that starts a gateway, and what it wants before the gateway's options."""
 
     @property
     def model(self) -> str:
@@ -75,7 +77,7 @@ def gateway(arm: Arm, engines: Sequence[Process]) -> Iterator[Front]:
         options.append("--allow-gil")
     if arm.processes > 1:
         options.append("--reuse-port")
-    command = [arm.build.python, "-m", "gateway", *options]
+    command = [arm.build.python, "-m", *arm.launcher, *options]
     with ExitStack() as stack:
         popens = [
             stack.enter_context(started(command, env=arm.build.environment, stderr=subprocess.DEVNULL))

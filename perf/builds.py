@@ -1,7 +1,7 @@
 """The interpreters that are compared: found in the checkout's virtual environments, with how they were built.
 
-Every `.venv*` that has what the gateway imports counts, so a `.venv-3.14t` made by hand is measured too. A free-threaded
-one counts twice, with the GIL off and on.
+Every `.venv*` that has what the gateway imports counts, so a `.venv-3.14t` made by hand is measured too. One that is
+free-threaded counts twice, with the GIL off and on.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Peers from the package index, each in a virtual environment of its own in the set-up's cache folder, and started.
 
-SMG, the gateway we measure against: its own caches of rendered prompts and prefixes are switched on, and the one worker
-is chosen without looking at prompts, which is what costs it least. A plain front: what engines' own servers are made of.
+SMG, the gateway we measure against: its own caches of rendered prompts and prefixes are on, and the one worker is chosen
+without looking at prompts, which is what costs it least. A plain front: what engines' own servers are made of.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.model import DEMO_FOLDER
-from perf.builds import Build
+from perf.builds import Build, without_choice
 from perf.machine import ROOT
 from perf.processes import Process, free_ports, started, wait_until_ready
 
@@ -30,9 +30,16 @@ def environment(name: str, python: str | Path, packages: tuple[str, ...]) -> Pat
     if not (folder / ".complete").exists():
         sys.stderr.write(f"installing {', '.join(packages)} into {folder}\n")
         try:
-            subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
-            install = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*install, *packages], check=True)
+            subprocess.run([python, "-m", "venv", "--clear", folder], check=True, env=without_choice())
+            install: list[str | Path] = [
+                folder / "bin/python",
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ]
+            subprocess.run([*install, *packages], check=True, env=without_choice())
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"{name} cannot be installed ({error}); is the package index reachable?") from error
         (folder / ".complete").touch()
@@ -53,7 +60,7 @@ def smg_command() -> Path:
 def smg(worker: Process) -> Iterator[Process]:
     """SMG before `worker`, which speaks the native wire."""
     port, metrics_port = free_ports(2)
-    command = [
+    command: list[str | Path] = [
         *(smg_command(), "launch", "--host", "127.0.0.1", "--port", str(port)),
         *("--worker-urls", f"grpc://127.0.0.1:{worker.port}", "--model-path", str(DEMO_FOLDER)),
         *("--policy", "round_robin", "--tokenizer-cache-enable-l0", "--tokenizer-cache-enable-l1"),

@@ -86,7 +86,7 @@ class FlowResult:
 
 @dataclass
 class Result:
-    """`usage` is by role, the load's own included, over the window; `busy` is the share of all cores in use by anyone."""
+    """`usage` is by role, the load's own included; `busy` is the share of all cores in use by anyone. Of the window."""
 
     seconds: float
     usage: dict[str, Usage]

@@ -1,4 +1,4 @@
-"""What the operating system tells: CPU time, memory, threads and waiting of processes, and of the machine as a whole."""
+"""What the operating system tells: CPU time, memory, threads and waiting of processes, and of the whole machine."""
 
 import os
 import platform

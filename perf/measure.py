@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perf import arms, load, samples
+from perf import load, samples
 from perf.arms import Arm, Front
 from perf.builds import Build
 from perf.load import Flow, FlowResult
@@ -35,7 +35,6 @@ class Drive:
 
     def flow(self, name: str) -> FlowResult:
         return self.result.flows[name]
-
 
 
 COMMON = {
@@ -87,7 +86,7 @@ def first_error(drive: Drive) -> str:
     return next((flow.first_error for flow in drive.result.flows.values() if flow.errors), "")
 
 
-def steady(arm: Arm, front: Front, streams: int, name: str = "streams", keeps_gaps: bool = False) -> Flow:
+def steady(front: Front, streams: int, name: str = "streams", keeps_gaps: bool = False) -> Flow:
     """Streams that never end."""
     request = samples.http_request(front.path, stream=True, max_tokens=30_000, model=front.model)
     return Flow(name, [request], marker=samples.WORD, connections=streams, is_steady=True, keeps_gaps=keeps_gaps)
@@ -103,5 +102,3 @@ def with_threads(arm: Arm, http: int, cpu: int = 0) -> Arm:
     """With so many threads for HTTP, and for CPU work if that is said."""
     settings = ("--http-threads", str(http), *(("--tokenize-threads", str(cpu)) if cpu else ()))
     return arm.with_settings(*settings)
-
-

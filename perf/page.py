@@ -118,7 +118,10 @@ def tables(scenario: Scenario, points: Sequence[Point]) -> list[Block]:
 def by_point(scenario: Scenario, points: Sequence[Point], names: Sequence[str]) -> Table:
     header = ["", *(scenario.figure(name).title for name in names)]
     rows = [
-        [f"{place_text(point.place)}: {point.arm}", *(point.shown(name, scenario.figure(name).digits) for name in names)]
+        [
+            f"{place_text(point.place)}: {point.arm}",
+            *(point.shown(name, scenario.figure(name).digits) for name in names),
+        ]
         for point in ordered(points)
     ]
     return Table(header, rows)

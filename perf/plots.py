@@ -9,11 +9,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.figure import Figure as Drawing  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.figure import Figure as Drawing
 
-from perf.results import Point, place_text  # noqa: E402
-from perf.scenarios.scenario import Chart  # noqa: E402
+from perf.results import Point, place_text
+from perf.scenarios.scenario import Chart
 
 COLOURS = ("#0b6e4f", "#c1440e", "#6c7a89", "#2b59c3", "#b8860b", "#7b2d8e", "#3a3a3a", "#d36582")
 MARKERS = "osD^vPX*"

@@ -21,7 +21,13 @@ def against_gil(outcome: Results) -> Iterator[str]:
     free, gil = "3.13t", "3.13"
     yield from ratio(outcome, "components", PREPARE, (free, gil), {"threads": 2}, "prompts prepared by 2 threads", 1.8)
     yield from ratio(
-        outcome, "stall", "p99_ms", (gil, free), {"disturbance": FIRST}, "inter-token p99 during the stall, GIL to no GIL", 5
+        outcome,
+        "stall",
+        "p99_ms",
+        (gil, free),
+        {"disturbance": FIRST},
+        "inter-token p99 during the stall, GIL to no GIL",
+        5,
     )
     best = {arm: best_rate(outcome, arm) for arm in (free, gil, f"{gil}, 2 processes")}
     if best[free] is not None and best[gil] is not None:

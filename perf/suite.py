@@ -66,11 +66,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.set_defaults(scale="full")
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--quick", dest="scale", action="store_const", const="quick", help="a few minutes in all")
-    parser.add_argument("--smoke", dest="scale", action="store_const", const="smoke", help="seconds; figures for nobody")
+    parser.add_argument(
+        "--smoke", dest="scale", action="store_const", const="smoke", help="seconds; figures for nobody"
+    )
     parser.add_argument("--pairs", type=int, metavar="N", help="runs of each point (default: full 3, quick 1)")
     parser.add_argument("--arms", nargs="+", metavar="TEXT", help="only arms with such a text in their name")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters (perf/parameters.py), such as streams=64,256"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameters (perf/parameters.py), such as streams=64,256",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where results.json and the report go")
     return parser.parse_args(arguments)
@@ -144,11 +150,8 @@ def headline(scenario: Scenario, point: results.Point) -> str:
     if not point.runs:
         return "failed"
     newest = point.runs[-1]
-    shown = [
-        f"{scenario.figure(name).title} {newest[name]:.{scenario.figure(name).digits}f}"
-        for name in [*scenario.figures][:3]
-        if name in newest
-    ]
+    names = [name for name in scenario.figures if name in newest][:3]
+    shown = [f"{scenario.figure(name).title} {newest[name]:.{scenario.figure(name).digits}f}" for name in names]
     errors = newest.get("errors", 0.0)
     return "; ".join(shown) + (f"; {errors:.0f} ERRORS" if errors else "")
 

@@ -1,9 +1,10 @@
 """Time to the first token over the length of the prompt and the number of clients, with cold caches and warm ones.
 
 The engine's own prefill costs nothing here: all of it is the gateway's. Cold prompts are all different; warm ones are
-one prompt that has been seen.
+one prompt that has been seen; and there are some that share four fifths with those before.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from perf import samples
@@ -16,7 +17,9 @@ from perf.results import Figure, Place, Sample
 from perf.scenarios.scenario import Chart, Scenario
 from perf.scenarios.stall import two_engines
 
-COLD, WARM = "cold", "warm"
+COLD, WARM, SHARED = "cold", "warm", "4/5 shared"
+SHARED_FROM = 10_000
+"""Tokens from which prompts that share their beginning are measured."""
 
 
 def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
@@ -26,19 +29,30 @@ def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
 def places(parameters: Parameters) -> list[Place]:
     return [
         {"tokens": tokens, "clients": clients, "cache": cache}
-        for cache in (COLD, WARM)
+        for cache in (COLD, WARM, SHARED)
         for clients in parameters.prompt_clients
         for tokens in parameters.prompt_tokens
+        if cache != SHARED or tokens >= SHARED_FROM
+    ]
+
+
+def bodies(cache: str, tokens: int) -> list[str]:
+    """More than a fast gateway answers in the time."""
+    if cache == WARM:
+        return samples.long_requests(1, tokens)
+    if cache == COLD:
+        return samples.long_requests(30 + 3_000_000 // tokens, tokens)
+    (shared,) = samples.documents(1, tokens * 4 // 5)
+    prompts = (f"{shared}\n\n{own}" for own in samples.documents(600, tokens // 5))
+    return [
+        samples.http_request(samples.CHAT_PATH, stream=True, max_tokens=1, model="wide", prompt=prompt)
+        for prompt in itertools.islice(prompts, 60 + 1_500_000 // tokens)
     ]
 
 
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
     parameters, tokens = context.parameters, place["tokens"]
-    if place["cache"] == WARM:
-        requests = samples.long_requests(1, tokens)
-    else:
-        # More than a fast gateway answers in the time.
-        requests = samples.long_requests(30 + 3_000_000 // tokens, tokens)
+    requests = bodies(place["cache"], tokens)
     with two_engines(context, parameters.step_ms) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
             flow = Flow("prompts", requests, marker=samples.WORD, connections=place["clients"])
@@ -69,7 +83,9 @@ SCENARIO = Scenario(
         "cpu_ms_per_prompt": Figure("CPU, ms/prompt"),
     },
     charts=(
-        Chart("Time to first token", "ttft_p50_ms", over="tokens", y="TTFT p50, ms", x="tokens in the prompt", log="xy"),
+        Chart(
+            "Time to first token", "ttft_p50_ms", over="tokens", y="TTFT p50, ms", x="tokens in the prompt", log="xy"
+        ),
     ),
     counts_throughput=True,
 )

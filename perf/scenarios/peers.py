@@ -54,7 +54,7 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
         start(arm, [engine]) as front,
     ):
         if paced:
-            flow = steady(arm, front, place["streams"])
+            flow = steady(front, place["streams"])
         else:
             flow = Flow("requests", bodies(place["load"], front.model), marker=samples.WORD, connections=16)
         engines = [] if arm.kind == "monolith" else [engine]

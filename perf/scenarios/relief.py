@@ -38,7 +38,7 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
         word_simulator(*options, build=context.helper, wire=arm.wire) as engine,
         start(arm, [engine]) as front,
     ):
-        flows = [steady(arm, front, parameters.relief_streams, keeps_gaps=True)]
+        flows = [steady(front, parameters.relief_streams, keeps_gaps=True)]
         if place["load"] == STORMY:
             requests = samples.long_requests(40, PROMPT_TOKENS, model=front.model)
             flows.append(Flow("prompts", requests, marker=samples.WORD, rate=parameters.relief_rate))

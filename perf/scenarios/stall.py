@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perf import samples
-from perf.arms import Arm, Front, start
+from perf.arms import Arm, start
 from perf.builds import Build
 from perf.load import Flow
 from perf.measure import Context, Drive, drive, percentile, steady
@@ -65,7 +65,7 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
     with two_engines(context, parameters.stall_step_ms) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
             flows = [
-                steady(arm, front, parameters.stall_streams, keeps_gaps=True),
+                steady(front, parameters.stall_streams, keeps_gaps=True),
                 Flow("disturbance", requests, marker=samples.WORD, rate=rate, begins=calm, ends=calm + stormy),
             ]
             run = drive(context, front, engines, flows, parameters.warm_seconds, 2 * calm + stormy)

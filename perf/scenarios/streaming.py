@@ -43,7 +43,7 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
         word_simulator("--decode-base-ms", str(parameters.step_ms), build=context.helper, wire=arm.wire) as engine,
         start(arm, [engine]) as front,
     ):
-        flow = steady(arm, front, place["streams"])
+        flow = steady(front, place["streams"])
         engines = [] if arm.kind == "bare" else [engine]
         run = drive(context, front, engines, [flow], parameters.warm_seconds, parameters.streaming_seconds)
         run.sample.figures.update(token_figures(run, front.source, place["streams"]))
