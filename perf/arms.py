@@ -94,7 +94,15 @@ def bare_app(arm: Arm, engines: Sequence[Process]) -> Iterator[Front]:
         texts = [*samples.bare_events(real.port), *samples.bare_reply(real.port)]
     with folder() as place:
         stamp_file = place / "stamps"
-        command = [arm.build.python, "-m", "perf.bare_app", "--stamps", stamp_file, *arm.settings, *texts]
+        command: list[str | Path] = [
+            arm.build.python,
+            "-m",
+            "perf.bare_app",
+            "--stamps",
+            stamp_file,
+            *arm.settings,
+            *texts,
+        ]
         with started(command, env=arm.build.environment) as popen:
             port = port_of(first_line(popen))
             yield Front(port, [popen.pid], Process(popen, port, stamp_file), path="/events")
@@ -112,7 +120,8 @@ def monolith(arm: Arm, engines: Sequence[Process]) -> Iterator[Front]:
     (port,) = free_ports(1)
     with folder() as place:
         stamp_file = place / "stamps"
-        command = [installed.front_python(arm.build), "-m", "perf.monolith", str(stamp_file), str(port), *arm.settings]
+        python = str(installed.front_python(arm.build))
+        command = [python, "-m", "perf.monolith", str(stamp_file), str(port), *arm.settings]
         with started(command, env=arm.build.environment, stdout=subprocess.DEVNULL) as popen:
             wait_until_ready(f"http://127.0.0.1:{port}/health", popen)
             yield Front(port, [popen.pid], Process(popen, port, stamp_file))

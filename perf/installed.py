@@ -1,7 +1,7 @@
 """Peers from the package index, each in a virtual environment of its own in the set-up's cache folder, and started.
 
-SMG, the gateway we measure against: its own caches of rendered prompts and prefixes are on, and the one worker is chosen
-without looking at prompts, which is what costs it least. A plain front: what engines' own servers are made of.
+SMG, the gateway we measure against: its own caches of rendered prompts and prefixes are on, and its one worker is
+chosen without a look at prompts, which is what costs it least. A plain front: what engines' own servers are made of.
 """
 
 import os
@@ -20,14 +20,16 @@ SMG_VERSION = "1.13.0"
 SMG_MODEL = "gateway-demo"
 """As the simulator names itself."""
 FRONT = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "tokenizers==0.22.2", "jinja2")
-"""And grpcio, which the simulator's modules import."""
+SIMULATOR = ("grpcio", "hpack")
+"""What its modules import."""
 
 
 def environment(name: str, python: str | Path, packages: tuple[str, ...]) -> Path:
     """Its bin folder; makes it when there is none yet. Raises RuntimeError when that fails."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = Path(os.environ.get("GATEWAY_CACHE", home / "nogil-gateway")) / name
-    if not (folder / ".complete").exists():
+    complete = folder / ".complete"
+    if not complete.exists() or complete.read_text() != " ".join(packages):
         sys.stderr.write(f"installing {', '.join(packages)} into {folder}\n")
         try:
             subprocess.run([python, "-m", "venv", "--clear", folder], check=True, env=without_choice())
@@ -42,14 +44,14 @@ def environment(name: str, python: str | Path, packages: tuple[str, ...]) -> Pat
             subprocess.run([*install, *packages], check=True, env=without_choice())
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"{name} cannot be installed ({error}); is the package index reachable?") from error
-        (folder / ".complete").touch()
+        complete.write_text(" ".join(packages))
     return folder / "bin"
 
 
 def front_python(build: Build) -> Path:
     """The interpreter of a plain front, made from a GIL build's."""
     version = build.facts["version"]
-    return environment(f"front-{version}", build.python, (*FRONT, "grpcio")) / "python"
+    return environment(f"front-{version}", build.python, (*FRONT, *SIMULATOR)) / "python"
 
 
 def smg_command() -> Path:

@@ -80,8 +80,8 @@ def about(outcome: Results) -> list[Block]:
             + "."
         ),
         Paragraph(
-            "Every point is a fresh process, warmed up; arms take turns. Figures are medians, with the least and the most "
-            "of the runs in brackets; CPU is user and system time as the operating system counts it."
+            "Every point is a fresh process, warmed up; arms take turns. Figures are medians, with the least and the "
+            "most of the runs in brackets; CPU is user and system time as the operating system counts it."
         ),
         Heading("Interpreters"),
         Table(["", *outcome.builds], [gil, *rows]),

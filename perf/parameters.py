@@ -32,11 +32,11 @@ class Parameters:
     stall_calm: float = 2.0
     """Seconds before and after."""
     stall_seconds: float = 5.0
-    stall_rate: float = 4.0
+    stall_rate: float = 8.0
     """Disturbances a second."""
     stall_step_ms: float = 20.0
 
-    mixed_rates: tuple[int, ...] = (2, 4, 6, 8, 10)
+    mixed_rates: tuple[int, ...] = (2, 4, 8, 12, 16)
     """Long prompts a second beside the steady streams."""
     mixed_seconds: float = 4.0
     mixed_bound_ms: float = 60.0
@@ -72,7 +72,7 @@ QUICK = replace(
     request_seconds=1.5,
     stall_calm=1.0,
     stall_seconds=3.0,
-    mixed_rates=(4, 8),
+    mixed_rates=(4, 12),
     mixed_seconds=2.5,
     prompt_tokens=(1_000, 40_000),
     prompt_clients=(2,),

@@ -27,7 +27,8 @@ def read(path: Path) -> Arrivals:
 
 def idle_seconds(path: Path, begins: float, ends: float) -> float:
     """How long the source had nothing to do between two moments, although streams were waiting."""
-    return sum(idle for moment, _, idle in ENTRY.iter_unpack(path.read_bytes()) if begins <= moment < ends)
+    entries = ENTRY.iter_unpack(path.read_bytes())
+    return float(sum(idle for moment, _, idle in entries if begins <= moment < ends))
 
 
 def added_latencies(sent: Arrivals, received: Arrivals, skip: int, count: int) -> list[tuple[float, int]]:

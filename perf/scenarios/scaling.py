@@ -1,4 +1,4 @@
-"""The same work on 1 to N threads: short requests on HTTP threads, cold long prompts on CPU threads; and what gets lost.
+"""The same work on 1 to N threads: short requests on HTTP threads, long prompts on CPU threads; and what gets lost.
 
 Lost to waiting for a core (`waited_share`), to CPU that a unit of work costs more (contended reference counts and locks
 spin before they sleep), to sleeps (`switches_per_s`: locks and I/O), to collections (`gc_ms`), or to one thread that is

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.model import DEMO_FOLDER
 from perf import samples
 from perf.arms import Arm, start
 from perf.builds import Build
@@ -22,9 +23,11 @@ from perf.scenarios.scenario import Chart, Scenario
 DISTURBANCES: dict[str, Callable[[int], list[str]]] = {
     "40k-token prompts": lambda count: samples.long_requests(count, 40_000),
     "100k-token prompts": lambda count: samples.long_requests(count, 100_000),
-    "200 tools": lambda count: samples.tool_requests(count, 200),
+    "64 tools": lambda count: samples.tool_requests(count, 64),
 }
 FIRST = "40k-token prompts"
+SHARE_OF_RATE = {FIRST: 1.0, "100k-token prompts": 0.4, "64 tools": 0.5}
+"""So that each is about as much work."""
 WINDOW_SECONDS = 0.25
 
 
@@ -52,7 +55,7 @@ def two_engines(context: Context, step_ms: float) -> Iterator[tuple[list[Process
             word_simulator("--decode-base-ms", str(step_ms), build=context.helper) as paced,
             word_simulator(*quick, build=context.helper) as other,
         ):
-            models = ("--model-path", f"demo={samples.DEMO_FOLDER}", "--model-path", f"wide={wide}")
+            models = ("--model-path", f"demo={DEMO_FOLDER}", "--model-path", f"wide={wide}")
             workers = ("--worker", paced.url("demo"), "--worker", other.url("wide"))
             yield [paced, other], (*models, *workers)
 
@@ -60,7 +63,7 @@ def two_engines(context: Context, step_ms: float) -> Iterator[tuple[list[Process
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
     parameters = context.parameters
     calm, stormy = parameters.stall_calm, parameters.stall_seconds
-    rate = parameters.stall_rate / (2.5 if place["disturbance"].startswith("100k") else 1)
+    rate = parameters.stall_rate * SHARE_OF_RATE[place["disturbance"]]
     requests = DISTURBANCES[place["disturbance"]](int(rate * stormy * 2) + 4)
     with two_engines(context, parameters.stall_step_ms) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
