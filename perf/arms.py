@@ -94,15 +94,7 @@ def bare_app(arm: Arm, engines: Sequence[Process]) -> Iterator[Front]:
         texts = [*samples.bare_events(real.port), *samples.bare_reply(real.port)]
     with folder() as place:
         stamp_file = place / "stamps"
-        command: list[str | Path] = [
-            arm.build.python,
-            "-m",
-            "perf.bare_app",
-            "--stamps",
-            stamp_file,
-            *arm.settings,
-            *texts,
-        ]
+        command = [arm.build.python, "-m", "perf.bare_app", "--stamps", str(stamp_file), *arm.settings, *texts]
         with started(command, env=arm.build.environment) as popen:
             port = port_of(first_line(popen))
             yield Front(port, [popen.pid], Process(popen, port, stamp_file), path="/events")

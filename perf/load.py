@@ -326,6 +326,8 @@ class Load:
         for client in self.clients.values():
             result = self.results[client.flow.name]
             result.unanswered += bool(client.asked and client.counts and not client.flow.is_steady)
+            client.connection.close()
+        self.poll.close()
         late = sorted(self.lateness) or [0.0]
         assert self.opened is not None
         return Result(self.now - self.opened, usage, busy, late[len(late) * 99 // 100], self.results)

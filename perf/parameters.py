@@ -28,6 +28,8 @@ class Parameters:
     request_connections: int = 32
     request_seconds: float = 3.0
 
+    disturbances: tuple[str, ...] = ("40k-token prompts", "100k-token prompts", "64 tools")
+    """Of perf/scenarios/stall.py."""
     stall_streams: int = 32
     stall_calm: float = 2.0
     """Seconds before and after."""
@@ -70,6 +72,7 @@ QUICK = replace(
     streams=(64, 256),
     streaming_seconds=1.5,
     request_seconds=1.5,
+    disturbances=("40k-token prompts", "64 tools"),
     stall_calm=1.0,
     stall_seconds=3.0,
     mixed_rates=(4, 12),
@@ -95,6 +98,7 @@ SMOKE = replace(
     request_rate=20,
     request_connections=2,
     request_seconds=0.3,
+    disturbances=("40k-token prompts",),
     stall_streams=2,
     stall_calm=0.2,
     stall_seconds=0.4,
