@@ -83,7 +83,7 @@ class AddedTokens:
             if begin > start:
                 parts.append(text[start:begin])
             name = found[0]
-            # Not by `get`: on 3.13t that takes 20 µs for what another thread made, and a chat has two of them a message.
+            # Not by `get`: on 3.13t that takes 20 µs for what another thread made, and a message has two of them.
             parts.append(self.ids[name] if name in self.ids else self._stripped(name))
             start = end
             nexts = [later for each in nexts if (later := each if each.start() >= end else each.re.search(text, end))]
