@@ -97,7 +97,8 @@ class App:
         tables |= {adapter.name: tables[adapter.parent] for adapter in self._gateway.adapters.values()}
         formats = {model.name: model.formats.copy() for model in self._gateway.models.values()}
         formats |= {adapter.name: formats[adapter.parent] for adapter in self._gateway.adapters.values()}
-        loop = HttpLoop(self._gateway.registry.cells(), tables, formats, self._gateway.config.request_seconds)
+        cells, outbox = self._gateway.registry.cells(), self._gateway.engine.outbox()
+        loop = HttpLoop(cells, tables, formats, outbox, self._gateway.config.request_seconds)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
-from gateway.streams import Batch, deliver_all
-from gateway.threads import Mailbox
+from gateway.streams import LoopStreams
+from gateway.threads import Command, Outbox
 from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
@@ -27,6 +27,9 @@ KEEP_ALIVE_SECONDS = 75.0
 """How long a connection may be without a request, or a request's head without its end."""
 WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
+READ_NOW = "gateway.read_now"
+"""An extension of the ASGI scope: `() -> bytes | None` gives the whole body if all of it is here and none has been
+read, which spares a timer and a wait."""
 WHEN_LEFT = "gateway.when_left"
 """An extension of the ASGI scope: `(callback) -> None` has `callback()` called once on the loop if the client leaves
 before its answer is complete, but never from within `write_now`. It replaces the callback given before, and spares a
@@ -34,14 +37,15 @@ task that waits in `receive`."""
 
 
 class HttpLoop:
-    """`tables` and `formats` are this loop's own copies of the models', by model name; a request is ended after
-    `request_seconds`, if that is not 0."""
+    """`tables` and `formats` are this loop's own copies of the models', by model name, and `outbox` its own way to the
+    engine thread. A request is ended after `request_seconds`, if that is not 0."""
 
     def __init__(
         self,
         cells: Cells,
         tables: dict[str, DetokenizerTable],
         formats: dict[str, Formats],
+        outbox: Outbox[Command],
         request_seconds: float,
     ) -> None:
         self.name = threading.current_thread().name
@@ -50,9 +54,10 @@ class HttpLoop:
         """What this loop need not tell the log again."""
         self.tables = tables
         self.formats = formats
+        self.outbox = outbox
         self._request_seconds = request_seconds
         self._loop = asyncio.get_running_loop()
-        self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
+        self.streams = LoopStreams()
         self._active: set[ActiveRequest] = set()
 
     def __repr__(self) -> str:

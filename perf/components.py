@@ -8,6 +8,7 @@ Threads: those of `rates`, each with calls of its own.
 """
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -45,6 +46,7 @@ BLOCK_SIZE = 32
 STOPS = ("\n\nUser:", "</answer>")
 CALL = '<tool_call>\n{"name": "f", "arguments": {"k": "'
 PROMPT_TOKENS = 10_000
+PROMPTS = 40
 BATCH_SECONDS = 0.004
 
 Call = Callable[[], object]
@@ -101,12 +103,15 @@ def known_segments(shared: Encoder) -> Call:
 
 
 def preparing(shared: Encoder) -> Call:
-    """From a chat's body to its ids, nothing of it known."""
+    """From a chat's body to its ids, nothing of it known: the cache holds a third of the texts that come in turn."""
     templates = model().templates
-    body = json.dumps(chat_body(True, 1, prompt=documents(1, PROMPT_TOKENS)[0])).encode()
+    texts = documents(PROMPTS, PROMPT_TOKENS)
+    bodies = itertools.cycle([json.dumps(chat_body(True, 1, prompt=text)).encode() for text in texts])
+    for _ in range(random.randrange(PROMPTS)):  # not at the same place as another thread
+        next(bodies)
 
     def prepare() -> object:
-        text, _ = templates.render(read_conversation(parse(body)))
+        text, _ = templates.render(read_conversation(parse(next(bodies))))
         return shared.encode(text, True)
 
     return prepare
@@ -209,7 +214,7 @@ def nothing() -> None:
 
 
 COMPONENTS = (
-    Component("prepare 10k tokens, cold", encoder, preparing),
+    Component("prepare 10k tokens, cold", lambda: encoder(1 << 20), preparing),
     Component("render 19 messages", chat_template, rendering),
     Component("tokenize 1k tokens", encoder, tokenizing),
     Component("token cache, whole prompt", lambda: encoder(64 << 20), known_prompt),

@@ -40,7 +40,8 @@ class Share(Protocol):
 
 
 class Encoder:
-    """For one tokenizer, whose truncation and padding are off. Without a `cache` everything is computed."""
+    """For one tokenizer, whose truncation and padding are off. Without a `cache` everything is computed, and of no
+    text anything is kept, not even single words."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._share = share
         self._space = Space(cache) if cache is not None and self.structure.is_deterministic else None
+        self._remembers_pieces = self._space is not None and structure.pieces is not None
         self._pieces = threading.local()
         self._learnt: dict[str, bytes] = {}
 
@@ -129,7 +131,7 @@ class Encoder:
         return [ids for each in self._share(self._encode_some, batches(texts)) for ids in each]
 
     def _encode_some(self, texts: Sequence[str]) -> list[bytes]:
-        if self.structure.pieces is None:
+        if not self._remembers_pieces:
             return library_ids(self._tokenizer, texts)
         table: PieceTable | None = getattr(self._pieces, "table", None)
         if table is None:
@@ -169,7 +171,8 @@ class PieceTable:
         self._find: Callable[[str], list[str]] = structure.pieces.findall
         self._match = structure.pieces.match
         self._letters = structure.piece_letters
-        self._tokenizer = tokenizer
+        self._model = tokenizer.model
+        self._spelling = structure.spelling
         self._learnt = learnt
         self._ids: dict[str, bytes] = {}
 
@@ -193,13 +196,18 @@ class PieceTable:
         return ids
 
     def _learn(self, missing: set[str]) -> None:
+        learnt, new = self._learnt, []
         for piece in missing:
             try:
-                self._ids[piece] = bytes(bytearray(self._learnt[piece]))  # not dict.get, see Space.get
+                if piece in learnt:
+                    self._ids[piece] = bytes(bytearray(learnt[piece]))  # not dict.get, see Space.get
+                else:
+                    new.append(piece)
             except KeyError:
-                pass  # nobody has met it
-        new = [*missing.difference(self._ids)]
-        self._ids.update(zip(new, library_ids(self._tokenizer, new), strict=True))
+                new.append(piece)  # another thread has cleared the table just now
+        tokenize, spelling = self._model.tokenize, self._spelling
+        for piece in new:
+            self._ids[piece] = array("I", [token.id for token in tokenize(spelling(piece))]).tobytes()
         if len(self._learnt) > MAX_PIECES:
             self._learnt.clear()
         for piece in new:
