@@ -103,10 +103,13 @@ def known_segments(shared: Encoder) -> Call:
 
 
 def preparing(shared: Encoder) -> Call:
-    """From a chat's body to its ids, nothing of it known: the cache holds a third of the texts that come in turn."""
+    """From a chat's body to its ids, nothing of it known: the cache holds a third of the texts that come in turn. This
+    thread has met their words before."""
     templates = model().templates
     texts = documents(PROMPTS, PROMPT_TOKENS)
     bodies = itertools.cycle([json.dumps(chat_body(True, 1, prompt=text)).encode() for text in texts])
+    for text in texts:
+        shared.encode(text, True)
     for _ in range(random.randrange(PROMPTS)):  # not at the same place as another thread
         next(bodies)
 
