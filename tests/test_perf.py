@@ -64,7 +64,7 @@ def test_a_smoke_run_measures_requests_and_writes_a_report(tmp_path: Path) -> No
 
     assert done.returncode == 0, done.stderr
     found = results.load(tmp_path / "results.json")
-    assert {point.place["load"] for point in found.of("requests")} == {"open loop", "as many as possible"}
+    assert {"open loop", "as many as possible"} < {point.place["load"] for point in found.of("requests")}
     for point in found.of("requests"):
         assert point.middle("requests_per_s") > 0 and point.middle("us_per_request") > 0
         assert point.middle("errors") == 0 and point.middle("rss_mb") > 10 and point.middle("threads") > 3

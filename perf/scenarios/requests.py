@@ -18,6 +18,7 @@ from perf.scenarios.scenario import Scenario
 
 OPEN = "open loop"
 CLOSED = "as many as possible"
+WHOLE = "as many as possible, not streamed"
 
 
 def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
@@ -43,7 +44,9 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
         word_simulator("--speed", "0", build=context.helper, wire=arm.wire) as engine,
         start(arm, [engine]) as front,
     ):
-        request = samples.http_request(front.path, stream=True, max_tokens=1, model=front.model)
+        is_streamed = place["load"] != WHOLE
+        path = front.path if is_streamed or arm.kind != "bare" else "/reply"
+        request = samples.http_request(path, stream=is_streamed, max_tokens=1, model=front.model)
         flow = Flow("requests", [request], marker=samples.WORD)
         if place["load"] == OPEN:
             flow = replace(flow, rate=parameters.request_rate)
@@ -80,7 +83,7 @@ SCENARIO = Scenario(
     title="One-token requests",
     question="What does a request cost, and what latency does the gateway add to it?",
     arms=arms,
-    places=lambda parameters: [{"load": OPEN}, {"load": CLOSED}],
+    places=lambda parameters: [{"load": OPEN}, {"load": CLOSED}, {"load": WHOLE}],
     measure=measure,
     seconds=lambda parameters: parameters.request_seconds + parameters.warm_seconds + 3.0,
     figures=REQUEST_FIGURES,
