@@ -18,7 +18,7 @@ from perf.scenarios.scenario import Chart, Scenario
 from perf.scenarios.stall import two_engines
 
 COLD, WARM, SHARED = "cold", "warm", "4/5 shared"
-SHARED_FROM = 10_000
+SHARED_FROM = 40_000
 """Tokens from which prompts that share their beginning are measured."""
 
 
@@ -75,7 +75,7 @@ SCENARIO = Scenario(
     arms=arms,
     places=places,
     measure=measure,
-    seconds=lambda parameters: parameters.prompt_seconds + parameters.warm_seconds + 4.0,
+    seconds=lambda parameters: parameters.prompt_seconds + parameters.warm_seconds + 2.5,
     figures={
         "ttft_p50_ms": Figure("TTFT p50, ms"),
         "ttft_p99_ms": Figure("TTFT p99, ms"),

@@ -61,7 +61,7 @@ SCENARIO = Scenario(
     arms=arms,
     places=lambda parameters: [{"prompts/s": rate} for rate in parameters.mixed_rates],
     measure=measure,
-    seconds=lambda parameters: parameters.mixed_seconds + parameters.warm_seconds + 4.0,
+    seconds=lambda parameters: parameters.mixed_seconds + parameters.warm_seconds + 2.5,
     figures={
         "served_rate": Figure("served/s within the bound", "higher", 1),
         "answered_per_s": Figure("answered/s", "higher", 1),

@@ -19,7 +19,8 @@ from perf.scenarios.scenario import Scenario
 from perf.scenarios.streaming import TOKEN_FIGURES, token_figures
 
 SHORT = "one-token requests"
-SAME, OWN = "one-token requests, 8k words, the same", "one-token requests, 8k words, each its own"
+SAME, OWN = "8k words, the same", "8k words, each its own"
+"""One-token requests too."""
 LONG_TOKENS = 10_000
 
 
@@ -40,7 +41,7 @@ def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
 
 def places(parameters: Parameters) -> list[Place]:
     streams: list[Place] = [{"streams": streams} for streams in parameters.peer_streams]
-    return [*streams, *({"load": name} for name in (SHORT, SAME, OWN))]
+    return [*streams, *({"load": name} for name in parameters.peer_loads)]
 
 
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
@@ -84,7 +85,7 @@ SCENARIO = Scenario(
     arms=arms,
     places=places,
     measure=measure,
-    seconds=lambda parameters: parameters.peer_seconds + parameters.warm_seconds + 4.0,
+    seconds=lambda parameters: parameters.peer_seconds + parameters.warm_seconds + 2.5,
     figures={**TOKEN_FIGURES, **REQUEST_FIGURES, "all_us": Figure("front and engine, CPU µs")},
     notes=("SMG's worker is chosen round robin, with its caches of prompts on.",),
 )

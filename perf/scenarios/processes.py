@@ -92,7 +92,7 @@ SCENARIO = Scenario(
     arms=arms,
     places=lambda parameters: [{"load": "chats that share their beginnings"}],
     measure=measure,
-    seconds=lambda parameters: parameters.policy_seconds + parameters.warm_seconds + 5.0,
+    seconds=lambda parameters: parameters.policy_seconds + parameters.warm_seconds + 3.0,
     figures={
         "requests_per_s": Figure("requests/s", "higher", 1),
         "ms_per_request": Figure("CPU, ms/request", "lower", 2),

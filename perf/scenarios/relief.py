@@ -70,7 +70,7 @@ SCENARIO = Scenario(
     arms=arms,
     places=lambda parameters: [{"load": CALM}, {"load": STORMY}],
     measure=measure,
-    seconds=lambda parameters: parameters.relief_seconds + parameters.warm_seconds + 3.5,
+    seconds=lambda parameters: parameters.relief_seconds + parameters.warm_seconds + 2.0,
     figures={
         "engine_us_per_token": Figure("engine's process, CPU µs/token"),
         "idle_percent": Figure("GPU idle, %", "lower", 1),

@@ -38,6 +38,13 @@ def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
     ]
 
 
+def fits(arm: Arm, place: Place) -> bool:
+    """Latency and whole answers are measured where they say something new."""
+    if place["load"] == OPEN:
+        return "threads" not in arm.name and "GIL on" not in arm.name and arm.kind != "bare"
+    return place["load"] == CLOSED or arm.name.endswith(("t", "granian", "app"))
+
+
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
     parameters = context.parameters
     with (
@@ -83,9 +90,10 @@ SCENARIO = Scenario(
     title="One-token requests",
     question="What does a request cost, and what latency does the gateway add to it?",
     arms=arms,
-    places=lambda parameters: [{"load": OPEN}, {"load": CLOSED}, {"load": WHOLE}],
+    places=lambda parameters: [{"load": load} for load in parameters.request_loads],
+    fits=fits,
     measure=measure,
-    seconds=lambda parameters: parameters.request_seconds + parameters.warm_seconds + 3.0,
+    seconds=lambda parameters: parameters.request_seconds + parameters.warm_seconds + 2.0,
     figures=REQUEST_FIGURES,
     counts_throughput=True,
 )

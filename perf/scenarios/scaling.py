@@ -63,7 +63,7 @@ SCENARIO = Scenario(
     arms=arms,
     places=places,
     measure=measure,
-    seconds=lambda parameters: parameters.scaling_seconds + parameters.warm_seconds + 4.0,
+    seconds=lambda parameters: parameters.scaling_seconds + parameters.warm_seconds + 2.5,
     figures={
         "requests_per_s": Figure("requests/s", "higher", 0),
         "us_per_request": Figure("CPU, µs/request", "lower", 0),

@@ -16,8 +16,8 @@ from perf.processes import Process, word_simulator
 from perf.results import Figure, Place, Sample
 from perf.scenarios.scenario import Chart, Scenario
 
-FEW = (64, 256)
-"""Streams at which the arms beside the first of each build are measured."""
+ASIDE = 256
+"""Streams at which the arms beside the comparison of builds are measured."""
 
 
 def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
@@ -33,8 +33,7 @@ def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
 
 
 def fits(arm: Arm, place: Place) -> bool:
-    """What lies beside the comparison of builds is measured where it matters."""
-    return arm.name in ("3.13t", "3.13", "3.14t", "3.14") or place["streams"] in FEW or place["streams"] < FEW[0]
+    return " " not in arm.name or place["streams"] == ASIDE
 
 
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
@@ -79,7 +78,7 @@ SCENARIO = Scenario(
     places=lambda parameters: [{"streams": streams} for streams in parameters.streams],
     fits=fits,
     measure=measure,
-    seconds=lambda parameters: parameters.streaming_seconds + parameters.warm_seconds + 3.0,
+    seconds=lambda parameters: parameters.streaming_seconds + parameters.warm_seconds + 2.0,
     figures=TOKEN_FIGURES,
     charts=(
         Chart("CPU per streamed token", "us_per_token", over="streams", y="µs of CPU per token", x="streams", log="xy"),
