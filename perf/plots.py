@@ -90,6 +90,7 @@ def over_time(chart: Chart, points: Sequence[Point]) -> Drawing | None:
         if "y" in chart.log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
     panels[-1, 0].set_xlabel(chart.x)
     drawing.supylabel(chart.y, fontsize=9)
     drawing.suptitle(chart.title, fontsize=11)
@@ -105,6 +106,7 @@ def finish(axes: Any, chart: Chart) -> None:
     if "y" in chart.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
 
