@@ -1,5 +1,6 @@
 """One run of one point: an arm under some load, and the figures that are taken everywhere."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,11 +80,10 @@ def drive(
         "lateness_ms": 1e3 * result.lateness_p99,
         "errors": float(sum(flow.errors for flow in result.flows.values())),
     }
+    for name, flow in result.flows.items():
+        if flow.errors:
+            sys.stderr.write(f"{flow.errors} errors of {name}, such as {flow.first_error}\n")
     return Drive(result, Sample(figures))
-
-
-def first_error(drive: Drive) -> str:
-    return next((flow.first_error for flow in drive.result.flows.values() if flow.errors), "")
 
 
 def steady(front: Front, streams: int, name: str = "streams", keeps_gaps: bool = False) -> Flow:
