@@ -49,19 +49,23 @@ class Front:
         """How long collections have stopped it so far, in all its life; 0 where that is not told."""
         if not self.has_metrics:
             return 0.0
-        return 1e3 * metric(self.port, "gateway_gc_seconds_total")
+        return 1e3 * metric(scrape(self.port), "gateway_gc_seconds_total")
 
     def cache_hits(self) -> float:
         """The share of prompts' tokens that came from the token cache, of one of its processes."""
-        known = metric(self.port, "gateway_token_cache_tokens_total")
-        asked = metric(self.port, "gateway_prompt_tokens_total")
+        text = scrape(self.port)
+        known, asked = (metric(text, f"gateway_{name}_tokens_total") for name in ("token_cache", "prompt"))
         return known / asked if asked else 0.0
 
 
-def metric(port: int, name: str) -> float:
-    """The sum of a metric's series, from whichever process answers."""
+def scrape(port: int) -> str:
+    """The metrics of whichever process answers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
-        text = response.read().decode()
+        return str(response.read().decode())
+
+
+def metric(text: str, name: str) -> float:
+    """The sum of a metric's series."""
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
 

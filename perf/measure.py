@@ -71,7 +71,7 @@ def drive(
         "cpu": own.cpu / window,
         "rss_mb": own.resident_mb,
         "threads": float(len(own.by_thread)),
-        "gc_ms": front.gc_ms() - collected,
+        "gc_ms": max(0.0, front.gc_ms() - collected),
         "waited_share": own.waited / max(own.cpu, 1e-9),
         "switches_per_s": own.switches / window,
         "busiest_share": own.busiest / window,
