@@ -1,8 +1,11 @@
 # The three virtual environments: which are ready, what each needs, and how each is made.
 
+RESAMPLE=${HERE%/*}/gateway/multimodal/resample.c
+[[ -e $RESAMPLE ]] || RESAMPLE=/dev/null  # setup/ alone, without the project
+
 # Of everything an environment depends on: when one of these changes it is made anew, from the cache.
 environment_key() {
-    printf '%s %s %s %s' "$ROOT" "$PLATFORM" "$(hash_of "$1" "$HERE/environments.sh")" "$2"
+    printf '%s %s %s %s' "$ROOT" "$PLATFORM" "$(hash_of "$1" "$HERE/environments.sh" "$RESAMPLE")" "$2"
 }
 
 environment_is_ready() {
@@ -28,16 +31,25 @@ fill_environment() {
     entries "$lock" without "$@" >"$folder/locked.txt"
     "${pip[@]}" --only-binary :all: --require-hashes -r "$folder/locked.txt"
     for wheel in "$@"; do "${pip[@]}" "$(built_wheel "$wheels" "$wheel")"; done
+    build_resample "$folder"
     # The project runs from the checkout.
     printf '%s\n' "$ROOT" >"$("$folder/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nogil-gateway.pth"
     environment_key "$lock" "$chosen" >"$folder/.ready.part"
+}
+
+# build_resample FOLDER: the gateway's library for resizing images, a second's work. Without it Pillow does the same,
+# slower; so a machine that has no compiler, or another processor, goes without.
+build_resample() {
+    [[ $(uname -m) == x86_64 && -s $RESAMPLE ]] && command -v cc >/dev/null || return 0
+    cc -O3 -ffp-contract=off -shared -fPIC "$RESAMPLE" -o "$1/lib/resample.so" -lm ||
+        say "resample.c was not built: images are resized by Pillow"
 }
 
 seal() { mv "$ROOT/$1/.ready.part" "$ROOT/$1/.ready"; }
 
 readonly GATEWAY_IMPORTS='
 import sys
-import grpc, hypercorn, jinja2, starlette, tokenizers
+import grpc, hypercorn, jinja2, numpy, PIL.Image, starlette, tokenizers
 if sys._is_gil_enabled():
     sys.exit("the GIL is on")
 '

@@ -27,6 +27,6 @@ SCENARIOS: dict[str, Scenario] = {
         processes.SCENARIO,
         relief.SCENARIO,
         peers.SCENARIO,
-        # Images: perf/images.py (processors) and perf/pictures.py (requests with images) have their place here.
+        # Requests with images (perf/pictures.py) have their place here; the processors alone are `perf images`.
     )
 }
