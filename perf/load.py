@@ -226,11 +226,14 @@ class Load:
         self.send(client)
 
     def connect(self, flow: Flow) -> Client:
-        connection = socket.create_connection(("127.0.0.1", self.job.port))
+        """Waits for nothing: what is sent before the server accepts goes out when it does."""
+        connection = socket.socket()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setblocking(False)
+        connection.connect_ex(("127.0.0.1", self.job.port))
         client = self.clients[connection.fileno()] = Client(connection, flow)
-        self.poll.register(connection, select.EPOLLIN)
+        client.is_blocked = True
+        self.poll.register(connection, select.EPOLLIN | select.EPOLLOUT)
         return client
 
     def send(self, client: Client) -> None:

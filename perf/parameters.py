@@ -98,6 +98,7 @@ SMOKE = replace(
     streams=(2,),
     streaming_seconds=0.3,
     step_ms=10.0,
+    request_loads=("open loop", "as many as possible"),
     request_rate=20,
     request_connections=2,
     request_seconds=0.3,

@@ -33,11 +33,15 @@ class Refusing(BaseHTTPRequestHandler):
         self.wfile.write(b"ok")
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 @contextmanager
 def answering(status: int) -> Iterator[int]:
     """The port of a server that answers every request so."""
     handler = type("Handler", (Refusing,), {"status": status})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -64,7 +68,7 @@ def test_a_smoke_run_measures_requests_and_writes_a_report(tmp_path: Path) -> No
 
     assert done.returncode == 0, done.stderr
     found = results.load(tmp_path / "results.json")
-    assert {"open loop", "as many as possible"} < {point.place["load"] for point in found.of("requests")}
+    assert {"open loop", "as many as possible"} == {point.place["load"] for point in found.of("requests")}
     for point in found.of("requests"):
         assert point.middle("requests_per_s") > 0 and point.middle("us_per_request") > 0
         assert point.middle("errors") == 0 and point.middle("rss_mb") > 10 and point.middle("threads") > 3
@@ -77,11 +81,11 @@ def test_a_smoke_run_measures_requests_and_writes_a_report(tmp_path: Path) -> No
 
 def test_the_load_counts_answers_and_tells_errors() -> None:
     with answering(200) as port:
-        served = loaded(port, Flow("all", [REQUEST], rate=200.0))
+        served = loaded(port, Flow("all", [REQUEST], rate=100.0))
     with answering(500) as port:
         refused = loaded(port, Flow("all", [REQUEST], connections=1))
 
-    assert served["answers"] > 5 and served["errors"] == 0 and served["cpu"] > 0
+    assert served["answers"] > 2 and served["errors"] == 0 and served["cpu"] > 0
     assert refused["errors"] > 0 and refused["ended"] == 0
 
 
