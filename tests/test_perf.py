@@ -62,7 +62,7 @@ def outcome(*values: float, figure: str = "us_per_token", machine: str = "2") ->
 
 
 def test_a_smoke_run_measures_requests_and_writes_a_report(tmp_path: Path) -> None:
-    which = ("--only", "requests", "--arms", "2 HTTP threads")
+    which = ("--only", "requests", "--arms", "granian")
     command = [sys.executable, "-m", "perf", "suite", "--smoke", *which, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
 
