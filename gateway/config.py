@@ -49,6 +49,11 @@ def option(default: Any, help: str, metavar: str = "", check: Check | None = Non
 class Config:
     host: str = option("127.0.0.1", "address to listen on", "ADDRESS")
     port: int = option(8000, "port to listen on; 0 takes a free one", "PORT", between(0, 65535))
+    reuse_port: bool = option(
+        False,
+        "let other processes listen on the same port, and the system share out connections (SO_REUSEPORT)",
+        default_text="off",
+    )
     model_path: tuple[str, ...] = option(
         (),
         "a Hugging Face model folder to serve, optionally under a name",

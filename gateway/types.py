@@ -59,7 +59,28 @@ class ChatInput:
             for part in [content] if isinstance(content, str) else content or ():
                 text = part if isinstance(part, str) else part.get("text")
                 size += len(text) if isinstance(text, str) else 0
-        return size
+            if "tool_calls" in message:
+                size += json_characters(message["tool_calls"])
+        return size + json_characters(self.tools) + json_characters(self.documents)
+
+
+ENOUGH_CHARACTERS = 2500
+"""More than what is prepared on an event loop (pools.INLINE_CHARACTERS); counting on would cost time there."""
+
+
+def json_characters(value: Any) -> int:
+    """Roughly how long a JSON value is as text, or ENOUGH_CHARACTERS and more."""
+    size, left = 0, [value]
+    while left and size < ENOUGH_CHARACTERS:
+        each = left.pop()
+        if isinstance(each, str):
+            size += len(each)
+        elif isinstance(each, dict):
+            size += sum(map(len, each))
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return size
 
 
 @dataclass(frozen=True, slots=True)

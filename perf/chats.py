@@ -98,7 +98,7 @@ def ready(port: int) -> list[Any]:
 def run_chats(port: int, options: argparse.Namespace, log: Log) -> None:
     dice = random.Random(1)
     systems = [words(dice, 500) for _ in range(6)]
-    running = []
+    running: list[threading.Thread] = []
     end = time.monotonic() + options.seconds
     while (pause := dice.expovariate(options.rate)) + time.monotonic() < end:
         time.sleep(pause)

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from perf import processes
+from perf import machine, processes
 from perf.report import table
 from perf.stamps import percentile
 
@@ -48,14 +48,14 @@ async def measure(port: int, pid: int, streams: int, clients: int, picture: byte
     """The stalls of `streams` while `clients`, in another process, push `picture`, made different each time."""
     result = Stalls()
     end = time.monotonic() + seconds
-    cpu, started = processes.cpu_ns(pid), time.monotonic()
+    cpu, started = machine.cpu_ns(pid), time.monotonic()
     pushing = await pushers(port, clients, picture, seconds) if clients else None
     await asyncio.gather(*[watch(port, end, result) for _ in range(streams)])
     if pushing is not None:
         output, _ = await pushing.communicate()
         told = json.loads(output)
         result.pictures, result.errors = told["pictures"], told["errors"]
-    result.cpu, result.seconds = (processes.cpu_ns(pid) - cpu) / 1e9, time.monotonic() - started
+    result.cpu, result.seconds = (machine.cpu_ns(pid) - cpu) / 1e9, time.monotonic() - started
     return result
 
 
@@ -147,7 +147,7 @@ def served(has_gil: bool, model: Path, options: argparse.Namespace) -> Iterator[
         address = f"step://127.0.0.1:{processes.port_of_json(worker)}"
         command = [*python, "-m", "gateway", *gil, "--port", "0", "--log-level", "warning", "--worker", address]
         with processes.started([*command, "--model-path", f"demo={model}"], env=environment) as gateway:
-            yield processes.port_of_line(processes.first_line(gateway)), gateway.pid
+            yield processes.port_of(processes.first_line(gateway)), gateway.pid
 
 
 def run(has_gil: bool, model: Path, picture: bytes, options: argparse.Namespace) -> tuple[Stalls, Stalls]:
