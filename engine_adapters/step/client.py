@@ -135,17 +135,30 @@ class StepClient(Generic[Key]):
             self._submits.remove(queued)  # the executor never heard of it
             self._aborted.difference_update(_stream_ids(queued))
 
+    async def check_health(self) -> str:
+        began = time.monotonic()
+        try:
+            reply = await self._call(messages.EXECUTOR_HEALTH, messages.HealthRequest(), messages.HealthReply)
+        except grpc.aio.AioRpcError as error:
+            speaks = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and self._last_frame_at > began
+            return "" if speaks or error.code() is grpc.StatusCode.UNIMPLEMENTED else _describe(error)
+        return "" if reply.healthy else reply.message or "it says that it is not healthy"
+
     async def close(self) -> None:
         await self._channel.close()
 
     async def _ask(self, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
+        try:
+            return await self._call(method, question, answer)
+        except grpc.aio.AioRpcError as error:
+            raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
+
+    async def _call(self, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
+        """Raises AioRpcError."""
         call = self._channel.unary_unary(
             method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
         )
-        try:
-            result: Answer = await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
+        result: Answer = await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True)
         return result
 
     async def _send(self, call: AttachCall) -> None:

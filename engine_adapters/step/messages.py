@@ -31,6 +31,7 @@ FINISH_REASON_LENGTH: Final = 2  # max_tokens or the context is used up
 FINISH_REASON_ABORTED: Final = 3  # answers an abort; always sent, so that the gateway knows the slot is free
 FINISH_REASON_REJECTED: Final = 4  # the request itself is at fault, `error` says why
 FINISH_REASON_ERROR: Final = 5  # the engine is at fault, `error` says why
+FINISH_REASON_DEADLINE: Final = 6  # timeout_ms is over, or the engine's own limit
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Submit:
     in_one_piece: bool = False  # the client wants one reply: all tokens may come with the end
     phase: int = 0  # Phase
     handoff: bytes = b""  # PHASE_DECODE: what the prefill's Finished carried, untouched
+    timeout_ms: int = 0  # from now on; then the stream ends with DEADLINE, whatever it has. 0: no limit
 
 
 @dataclass(slots=True)
@@ -286,6 +288,7 @@ Submit.LAYOUT = Layout(
     singular(18, "in_one_piece", "bool"),
     singular(19, "phase", "enum"),
     singular(20, "handoff", "bytes"),
+    singular(24, "timeout_ms", "uint32"),
 )
 
 Lora.LAYOUT = Layout(

@@ -1,9 +1,11 @@
 """Which worker takes a request: the workers' state as immutable snapshots, and the policies that choose among them."""
 
 from gateway.routing.address import MAX_WEIGHT, AddressError, WorkerAddress
+from gateway.routing.breaker import BreakerRules
 from gateway.routing.fleet import Query
+from gateway.routing.lease import Lease
 from gateway.routing.policies import POLICIES, Policies, PolicyError
-from gateway.routing.router import Lease, Router
+from gateway.routing.router import NameTaken, Router
 from gateway.routing.worker import STATES, Worker, WorkerState
 
 __all__ = [
@@ -11,7 +13,9 @@ __all__ = [
     "POLICIES",
     "STATES",
     "AddressError",
+    "BreakerRules",
     "Lease",
+    "NameTaken",
     "Policies",
     "PolicyError",
     "Query",
