@@ -20,11 +20,12 @@ from gateway.tokenizer import Encoder
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """`encoders` are by the name of a model, `adapters` LoRA adapters by theirs."""
+    """`encoders` are by the name of a model, `adapters` LoRA adapters by theirs, `aliases` either by other names."""
 
     config: Config
     models: dict[str, Model]
     adapters: dict[str, Model]
+    aliases: dict[str, Model]
     encoders: dict[str, Encoder]
     router: Router
     engine: EngineThread
@@ -37,8 +38,8 @@ class Gateway:
     def model(self, name: str) -> Model:
         """Raises ModelNotFound."""
         # Not by `get`: on 3.13t that takes 20 µs for what another thread made (docs/performance.md).
-        for models in (self.models, self.adapters):
+        for models in (self.models, self.adapters, self.aliases):
             if name in models:
                 return models[name]
-        served = ", ".join(map(repr, (*self.models, *self.adapters)))
+        served = ", ".join(map(repr, (*self.models, *self.adapters, *self.aliases)))
         raise ModelNotFound(f"the model {name!r} is not served here; there is {served}", param="model")

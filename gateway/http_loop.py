@@ -15,6 +15,7 @@ from typing import Any, Self
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
+from gateway.retries import RetryBudget
 from gateway.streams import Batch, deliver_all
 from gateway.threads import Mailbox
 from gateway.tokenizer import DetokenizerTable
@@ -34,15 +35,15 @@ task that waits in `receive`."""
 
 
 class HttpLoop:
-    """`tables` and `formats` are this loop's own copies of the models', by model name; a request is ended after
-    `request_seconds`, if that is not 0."""
+    """`tables` and `formats` are this loop's own copies of the models', `budgets` its own share of what may be sent
+    again; all are by model name."""
 
     def __init__(
         self,
         cells: Cells,
         tables: dict[str, DetokenizerTable],
         formats: dict[str, Formats],
-        request_seconds: float,
+        budgets: dict[str, RetryBudget],
     ) -> None:
         self.name = threading.current_thread().name
         self.cells = cells
@@ -50,7 +51,7 @@ class HttpLoop:
         """What this loop need not tell the log again."""
         self.tables = tables
         self.formats = formats
-        self._request_seconds = request_seconds
+        self.budgets = budgets
         self._loop = asyncio.get_running_loop()
         self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
         self._active: set[ActiveRequest] = set()
@@ -63,7 +64,7 @@ class HttpLoop:
 
     def answering(self, scope: Message, receive: Receive) -> "ActiveRequest":
         """`async with` it around all work for one request whose body has been read."""
-        return ActiveRequest(self._active, scope, receive, self._request_seconds)
+        return ActiveRequest(self._active, scope, receive)
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
@@ -86,16 +87,15 @@ class ActiveRequest:
     error in its place. A plain cancellation from outside passes through untouched.
     """
 
-    __slots__ = ("_active", "_deadline", "_error", "_receive", "_scope", "_seconds", "_task", "_watch")
+    __slots__ = ("_active", "_deadline", "_error", "_receive", "_scope", "_task", "_watch")
 
-    def __init__(self, active: set["ActiveRequest"], scope: Message, receive: Receive, seconds: float) -> None:
+    def __init__(self, active: set["ActiveRequest"], scope: Message, receive: Receive) -> None:
         self._active = active
         self._scope = scope
         self._receive = receive
         self._error: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._seconds = seconds
         self._deadline: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -106,10 +106,11 @@ class ActiveRequest:
             when_left(self._client_left)
         else:
             self._watch = asyncio.create_task(self._watch_client())
-        if self._seconds:
-            late = DeadlineExceeded(f"the request took longer than {self._seconds:g} s (--request-seconds)")
-            ends_at = self._scope["record"].received + self._seconds
-            self._deadline = asyncio.get_running_loop().call_at(ends_at, self.end, late)
+        record = self._scope["record"]
+        if record.ends_at:
+            seconds = record.ends_at - record.received
+            late = DeadlineExceeded(f"the request took longer than {seconds:.6g} s ({record.limited_by})")
+            self._deadline = asyncio.get_running_loop().call_at(record.ends_at, self.end, late)
         return self
 
     async def __aexit__(

@@ -39,6 +39,8 @@ from gateway.metrics import (
     POOL_THREADS,
     TOKEN_CACHE_BYTES,
     TOKEN_CACHE_EVICTIONS,
+    WORKER_BREAKER,
+    WORKER_BREAKER_OPENED,
     WORKER_IN_FLIGHT,
     WORKER_KV,
     WORKER_RUNNING,
@@ -48,9 +50,10 @@ from gateway.metrics import (
     Cells,
     Registry,
 )
-from gateway.model import Model, load_adapters
+from gateway.model import Model, load_adapters, read_aliases
 from gateway.pools import Pool
-from gateway.routing import STATES, Policies, Router, WorkerAddress
+from gateway.routing import STATES, BreakerRules, NameTaken, Policies, Router, WorkerAddress, role_problem
+from gateway.routing.breaker import STATES as BREAKER_STATES
 from gateway.schemas import Validators
 from gateway.threads import Alarm, Supervisor
 from gateway.tokenizer import Encoder, Structure, TokenCache
@@ -77,8 +80,9 @@ class Server:
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
-        registry, router = Registry(), Router(policies)
-        admit = functools.partial(admitted_model, models)
+        registry, router = Registry(), Router(policies, rules=breaker_rules(config))
+        aliases = read_aliases(config.alias, {**models, **adapters})
+        admit = functools.partial(admitted_model, models, aliases)
         cores = threading.Semaphore(os.cpu_count() or 1)
         tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
         cache = TokenCache(config.cache_mb << 20) if config.cache_mb else None
@@ -86,12 +90,13 @@ class Server:
             config=config,
             models=models,
             adapters=adapters,
+            aliases=aliases,
             encoders={
                 name: Encoder(model.tokenizer.library, Structure(model.tokenizer.library), cache, tokenize.share)
                 for name, model in models.items()
             },
             router=router,
-            engine=EngineThread(router, admit, registry.cells(), supervisor),
+            engine=EngineThread(router, admit, registry.cells(), supervisor, config.health_seconds),
             tokenize=tokenize,
             validators=Validators(),
             registry=registry,
@@ -104,8 +109,7 @@ class Server:
         worker_file = followed(config, self.gateway)
         self._watch = Watch(self.gateway, worker_file)
         self.embedded = [] if workers or worker_file else [self._embed(model) for model in models.values()]
-        for address in workers:
-            self.gateway.engine.connect(address)
+        connect_all(self.gateway, workers)
         app = App(self.gateway)
         serve = serve_with(config.server)
         self._http = [
@@ -247,12 +251,15 @@ def resolve(config: Config) -> Resolved:
     return found[0]
 
 
-def admitted_model(models: dict[str, Model], address: WorkerAddress, info: EngineInfo) -> str:
+def admitted_model(
+    models: dict[str, Model], aliases: dict[str, Model], address: WorkerAddress, info: EngineInfo
+) -> str:
     """The served model that a worker's engine fits; raises WorkerUnfit."""
-    name = address.model or (info.model if info.model in models else None)
+    known = {**aliases, **models}
+    name = address.model or (info.model if info.model in known else None)
     if name is None and len(models) == 1:
         (name,) = models
-    model = models.get(name or "")
+    model = known.get(name or "")
     if model is None:
         raise WorkerUnfit(
             f"it serves {info.model!r}, and this gateway serves {', '.join(map(repr, models))}; "
@@ -264,23 +271,26 @@ def admitted_model(models: dict[str, Model], address: WorkerAddress, info: Engin
             f"its tokenizer ({theirs.hex()[:16]}…) is not that of model {model.name!r} here ({ours.hex()[:16]}…): "
             "every token would mean something else; point both at the same model folder"
         )
-    if problem := role_problem(address, info):
+    if problem := role_problem(address.role, info):
         raise WorkerUnfit(problem)
-    return model.name
+    return model.served_by
 
 
-def role_problem(address: WorkerAddress, info: EngineInfo) -> str:
-    """Why a worker cannot have the role that its URL says; empty when it can."""
-    if address.role == "any":
-        return ""
-    if "disaggregation" not in info.features:
-        return (
-            f"its role is {address.role!r}, but its engine ({info.engine}) hands nothing over between prefill and "
-            "decode: set the engine up for disaggregation, or leave role out of the worker's URL"
-        )
-    if info.role not in ("", address.role):
-        return f"its URL says that its role is {address.role!r}, and the engine that it is {info.role!r}"
-    return ""
+def breaker_rules(config: Config) -> BreakerRules | None:
+    if not config.breaker_error_rate:
+        return None
+    return BreakerRules(
+        config.breaker_error_rate, config.breaker_requests, config.breaker_window_seconds, config.breaker_open_seconds
+    )
+
+
+def connect_all(gateway: Gateway, workers: list[WorkerAddress]) -> None:
+    """Raises StartError."""
+    try:
+        for address in workers:
+            gateway.engine.connect(address)
+    except NameTaken as error:
+        raise StartError(f"--worker: {error}; name each URL once") from error
 
 
 def followed(config: Config, gateway: Gateway) -> WorkerFile | None:
@@ -288,7 +298,7 @@ def followed(config: Config, gateway: Gateway) -> WorkerFile | None:
     if not config.worker_file:
         return None
     try:
-        return WorkerFile(Path(config.worker_file), gateway.engine, gateway.models)
+        return WorkerFile(Path(config.worker_file), gateway.engine, (*gateway.models, *gateway.aliases))
     except WorkerFileError as error:
         raise StartError(str(error)) from error
 
@@ -307,6 +317,18 @@ def add_gauges(gateway: Gateway) -> None:
             for worker, state in router.snapshot().items()
             for name in STATES
         ],
+    )
+    registry.gauge(
+        WORKER_BREAKER,
+        lambda: [
+            ((worker.name, name), float(breaker.state == name))
+            for worker, breaker in router.breakers().items()
+            for name in BREAKER_STATES
+        ],
+    )
+    registry.gauge(
+        WORKER_BREAKER_OPENED,
+        lambda: [((worker.name,), breaker.opened) for worker, breaker in router.breakers().items()],
     )
     registry.gauge(WORKER_IN_FLIGHT, each_worker(router.in_flight))
     registry.gauge(WORKER_RUNNING, each_worker(lambda worker: worker.session.load.running))

@@ -26,7 +26,9 @@ def refuse_oversized(model: Model, request: GenerateRequest, prompt: Prompt) -> 
     return max_tokens
 
 
-def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, constraint: Constraint | None) -> Submission:
+def submission_for(
+    model: Model, request: GenerateRequest, prompt: Prompt, constraint: Constraint | None, ends_at: float = 0.0
+) -> Submission:
     """Raises BadRequest when prompt and completion do not fit the context."""
     max_tokens = refuse_oversized(model, request, prompt)
     return Submission(
@@ -48,6 +50,7 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, const
         kv_retention=request.kv_retention,
         # Where the engine must be stopped from here, its tokens have to come as they are made.
         stream=request.stream or bool(request.output.stop),
+        ends_at=ends_at,
     )
 
 

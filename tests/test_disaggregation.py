@@ -216,7 +216,7 @@ def test_whole_requests_go_to_workers_of_any_role_when_half_of_a_pair_is_missing
 )
 def test_a_worker_that_cannot_have_its_role_is_unfit(info: dict[str, Any], role: str, reason: str) -> None:
     with FakeExecutor(info=demo_info(**info)) as executor, Gateway(workers=[url(executor, role)]) as gateway:
-        eventually(lambda: gateway.worker_states() == ["unfit"])
+        eventually(lambda: gateway.worker_states() == ["unhealthy"])
         (worker,) = gateway.ready()["workers"]
         assert reason in worker["reason"]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
-    {"errors", "health", "log", "metrics"},
+    {"errors", "health", "log", "metrics", "retries"},
     {"config", "schemas", "threads", "types"},
     {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "leg", "model"},

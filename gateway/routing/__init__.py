@@ -1,6 +1,6 @@
 """Which worker takes a request: the workers' state as immutable snapshots, and the policies that choose among them."""
 
-from gateway.routing.address import MAX_WEIGHT, AddressError, WorkerAddress
+from gateway.routing.address import MAX_WEIGHT, ROLES, WHOLE_ONLY, AddressError, WorkerAddress, role_problem
 from gateway.routing.breaker import BreakerRules
 from gateway.routing.fleet import Query
 from gateway.routing.lease import Lease
@@ -11,7 +11,9 @@ from gateway.routing.worker import STATES, Worker, WorkerState
 __all__ = [
     "MAX_WEIGHT",
     "POLICIES",
+    "ROLES",
     "STATES",
+    "WHOLE_ONLY",
     "AddressError",
     "BreakerRules",
     "Lease",
@@ -23,4 +25,5 @@ __all__ = [
     "Worker",
     "WorkerAddress",
     "WorkerState",
+    "role_problem",
 ]

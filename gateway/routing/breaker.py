@@ -136,7 +136,7 @@ class Breaker:
 
     def left(self, trial: Trial) -> bool:
         """It ended and says nothing about the engine."""
-        if not trial.is_probe or trial.outcome:
+        if not trial.is_probe:
             return False
         with self._lock:
             if trial.outcome:

@@ -94,7 +94,7 @@ class Router:
             self._retire(self._candidates[worker])
             self._candidates = {each: ones for each, ones in self._candidates.items() if each is not worker}
             for known in (self._pools, self._weights, self._roles, self._labels, self._breakers, self._former):
-                known.pop(worker, None)  # type: ignore[attr-defined]
+                known.pop(worker, None)
             listeners = list(self._listeners)
         for listener in listeners:
             listener()
@@ -165,6 +165,9 @@ class Router:
         with self._lock:
             if worker in self._states:
                 self._labels[worker] = dict(labels)
+
+    def breakers(self) -> dict[Worker, Breaker]:
+        return self._breakers.copy()
 
     def breaker(self, worker: Worker) -> Breaker | None:
         return self._breakers.get(worker)

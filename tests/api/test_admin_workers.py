@@ -150,7 +150,11 @@ def test_weights_change_while_it_runs(
         ({"url": "http://a:1"}, "the scheme must be one of", "url"),
         ({"url": "step://a:1?model=x"}, "is not served here", "url"),
         ({}, "is required", "url"),
-        ({"role": "any"}, "cannot be changed", "role"),
+        ({"role": "decode"}, "once the worker has been reached", "role"),
+        ({"role": "boss"}, "must be one of", "role"),
+        ({"labels": {"rack": 7}}, "must be a text", "labels.rack"),
+        ({"url": "step://a:1", "labels": []}, "must be an object", "labels"),
+        ({"address": "x"}, "cannot be changed", "address"),
         ({"weight": 0}, "between", "weight"),
         ({"draining": 1}, "true or false", "draining"),
     ],
@@ -162,7 +166,7 @@ def test_what_makes_no_sense_is_refused(
     client = gateway_of_nobody.client
     if body.get("url") == "first":
         body = {"url": name}
-    is_change = param in ("role", "weight", "draining")
+    is_change = "url" not in body and body
     response = client.patch(f"{PATH}/{name}", json=body) if is_change else client.post(PATH, json=body)
 
     error = refusal(response)
