@@ -113,20 +113,24 @@ def decisions(router: Router, prompts: Sequence[bytes], threads: int, seconds: f
 def index_rows(tokens: int, blocks: int) -> list[list[str]]:
     prompt = random_tokens(random.Random(1), tokens)
     hashing = seconds_for(lambda: block_keys(prompt, BLOCK_SIZE, 0), 500)
+    guesses, bytes_predicted = predicted(blocks // 4, tokens)
     index, cache, event_seconds, bytes_each, removal = filled(blocks, tokens)
-    keys = block_keys(prompt, BLOCK_SIZE, seed_for(0, ""))
+    assert guesses, "freed memory would be taken for the next index"
+    keys = block_keys(prompt, BLOCK_SIZE, seed_for())
     looking = seconds_for(lambda: [*index.matches(keys, cache.bit)], 2000)
     return [
         ["µs to hash a prompt", f"{1e6 * hashing:.1f}"],
         ["µs to match a prompt", f"{1e6 * looking:.1f}"],
         [f"inserts/s, up to {blocks} blocks", f"{blocks / event_seconds:,.0f}"],
         ["removals/s", f"{blocks / removal:,.0f}"],
-        ["bytes per block", f"{bytes_each:.0f}"],
+        ["bytes per block, as it grows", f"{min(bytes_each):.0f} to {max(bytes_each):.0f}"],
+        ["bytes per predicted block", f"{min(bytes_predicted):.0f} to {max(bytes_predicted):.0f}"],
     ]
 
 
-def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, float, float]:
-    """An index told of so many blocks on one candidate by events of `tokens` each: seconds, bytes a block, seconds."""
+def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, list[float], float]:
+    """An index told of so many blocks on one candidate by events of `tokens` each: seconds, bytes a block from a fifth
+    of the blocks on, seconds."""
     dice = random.Random(2)
     each = tokens // BLOCK_SIZE
     events = []
@@ -137,19 +141,35 @@ def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, f
     index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1)
     gc.collect()
     before = resident_mb(os.getpid())
-    spent = 0.0
+    spent, bytes_each = 0.0, []
     for number, hashes in enumerate(events):
         # The engine's hashes arrive as new objects, decoded from a frame.
         event = KvStored(0, tuple(array("Q", hashes)), pool[4 * number : 4 * (number + tokens)])
         began = time.perf_counter()
         index.apply(cache, event, number)
         spent += time.perf_counter() - began
-    bytes_each = (resident_mb(os.getpid()) - before) * 1e6 / len(index)
+        if len(index) > blocks / 5 and number % 256 == 0:
+            bytes_each.append((resident_mb(os.getpid()) - before) * 1e6 / len(index))
     began = time.perf_counter()
     for hashes in events[: len(events) // 2]:
         index.apply(cache, KvRemoved(hashes))
     removal = 2 * (time.perf_counter() - began)
     return index, cache, spent, bytes_each, removal
+
+
+def predicted(blocks: int, tokens: int) -> tuple[object, list[float]]:
+    """What so many blocks, sent to an engine that tells nothing, take up, and bytes a block from a fifth of them on."""
+    dice = random.Random(3)
+    pool = random_tokens(dice, tokens + blocks)
+    index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1, blocks)
+    gc.collect()
+    before = resident_mb(os.getpid())
+    bytes_each = []
+    for number in range(blocks // (tokens // BLOCK_SIZE)):
+        index.predict(cache, block_keys(pool[4 * number : 4 * (number + tokens)], BLOCK_SIZE, number), float(number))
+        if len(index) > blocks / 5 and number % 64 == 0:
+            bytes_each.append((resident_mb(os.getpid()) - before) * 1e6 / len(index))
+    return (index, cache), bytes_each
 
 
 def seconds_for(call: Callable[[], object], count: int) -> float:
