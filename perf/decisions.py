@@ -160,12 +160,13 @@ def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, l
 def predicted(blocks: int, tokens: int) -> tuple[object, list[float]]:
     """What so many blocks, sent to an engine that tells nothing, take up, and bytes a block from a fifth of them on."""
     dice = random.Random(3)
-    pool = random_tokens(dice, tokens + blocks)
+    prompts = blocks // (tokens // BLOCK_SIZE)
+    pool = random_tokens(dice, tokens + prompts)
     index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1, blocks)
     gc.collect()
     before = resident_mb(os.getpid())
     bytes_each = []
-    for number in range(blocks // (tokens // BLOCK_SIZE)):
+    for number in range(prompts):
         index.predict(cache, block_keys(pool[4 * number : 4 * (number + tokens)], BLOCK_SIZE, number), float(number))
         if len(index) > blocks / 5 and number % 64 == 0:
             bytes_each.append((resident_mb(os.getpid()) - before) * 1e6 / len(index))
