@@ -15,7 +15,7 @@ from engine_adapters.step.client import StepClient
 from tests import chat
 from tests.demo_model import ids_of
 from tests.executor import LOOP, FakeExecutor, demo_info
-from tests.processes import Gateway, Simulator, eventually, wait_until_idle
+from tests.processes import Gateway, Simulator, eventually
 
 PATH = "/v1/chat/completions"
 
@@ -241,30 +241,6 @@ def test_a_worker_of_a_model_nobody_serves_is_unfit(simulator: Simulator) -> Non
             eventually(lambda: gateway.worker_states() == ["ready", "unhealthy"])
             assert "?model=NAME" in gateway.ready()["workers"][1]["reason"]
             assert gateway.client.get("/ready").status_code == 200
-
-
-@pytest.mark.slow
-def test_a_stopped_worker_is_unhealthy_until_it_goes_on(background: ThreadPoolExecutor) -> None:
-    simulators = [Simulator("--output", "random", "--decode-base-ms", "20") for _ in range(2)]
-    with simulators[0] as one, simulators[1] as two, Gateway(workers=[one.url, two.url]) as gateway:
-        eventually(lambda: gateway.worker_states() == ["ready", "ready"])
-        streams = [background.submit(chat.stream, gateway, max_tokens=150) for _ in range(2)]
-        eventually(lambda: gateway.metric("gateway_worker_running", worker=one.url) == 1)
-
-        one.send_signal(signal.SIGSTOP)
-        try:
-            eventually(lambda: gateway.worker_states() == ["unhealthy", "ready"])
-            assert "silent" in gateway.ready()["workers"][0]["reason"]
-            assert gateway.client.get("/ready").status_code == 200
-            for _ in range(4):
-                assert len(chat.text_of(chat.stream(gateway, max_tokens=2))) > 0
-            assert gateway.metric("gateway_worker_in_flight", worker=one.url) == 1
-        finally:
-            one.send_signal(signal.SIGCONT)
-
-        eventually(lambda: gateway.worker_states() == ["ready", "ready"])
-        assert [chat.finish_reason_of(stream.result()) for stream in streams] == ["length", "length"]
-        wait_until_idle(gateway)
 
 
 def test_a_worker_silent_for_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
