@@ -2,9 +2,11 @@
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +139,28 @@ async def test_a_method_that_is_not_there_is_no_fault(servicer: Servicer) -> Non
         assert "logit_bias" not in info.features, "which needs to know how large the vocabulary is"
         connection.client.submit(["a"], ask())
         assert (await connection.answer())[0] == [100, 101, 102, 103, 104]
+
+
+def test_a_time_limit_is_grpcs_header() -> None:
+    assert calls.time_limit(0.0) == ()
+    ((name, value),) = calls.time_limit(time.monotonic() + 2.0)
+    assert name == "grpc-timeout" and 2900 < int(value.removesuffix("m")) <= 3000
+    assert calls.time_limit(time.monotonic() + 1e6) == (("grpc-timeout", "99999999S"),)
+    assert calls.time_limit(0.1) == (("grpc-timeout", "1000m"),), "a moment that has passed"
+
+
+def test_a_call_has_its_time_and_the_server_ends_it(
+    run: Run, servicer: Servicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 0.05)
+
+    async def story() -> None:
+        async with connected(servicer, hangs_at=1) as connection:
+            connection.client.submit(["a"], replace(ask(), ends_at=time.monotonic() + 0.05))
+            said, finish = await connection.answer()
+            assert len(said) == 1 and finish.reason is FinishReason.DEADLINE, finish
+
+    run(story())
 
 
 @story
