@@ -1,8 +1,8 @@
 """What a routing decision costs: each policy before 8 to 2048 workers, on one thread and on two; and the block index.
 
-A decision is a lease and its return, the policy and the counts together. Half of each prompt is cached by a handful of
-workers. `µs` is CPU time on one thread and, next to it, on each of two; `gain` is how much more two decide than one,
-which needs two idle cores.
+A decision is a lease, its first token and its return: the policy, the counts and the circuit breaker together. Half of
+each prompt is cached by a handful of workers. `µs` is CPU time on one thread and, next to it, on each of two; `gain` is
+how much more two decide than one, which needs two idle cores.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from engine_adapters.base import EngineInfo, KvRemoved, KvStored, Load
-from gateway.routing import POLICIES, Policies, Query, Router, Worker, WorkerAddress, WorkerState
+from gateway.routing import POLICIES, BreakerRules, Policies, Query, Router, Worker, WorkerAddress, WorkerState
 from gateway.routing.blocks import BlockIndex, CachedBlocks, block_keys, seed_for
 from perf.processes import resident_mb
 from perf.report import table
@@ -60,7 +60,7 @@ def random_tokens(dice: random.Random, count: int) -> bytes:
 def a_fleet(policy: str, workers: int, tokens: int) -> tuple[Router, list[bytes]]:
     """A router before so many workers, some of them with the first half of each prompt."""
     dice = random.Random(1)
-    router = Router(Policies([policy]))
+    router = Router(Policies([policy]), rules=BreakerRules())
     features = frozenset({"kv_events"})
     info = EngineInfo("perf", "1", "m", 100_000, 1 << 20, 256, b"", (), BLOCK_SIZE, 1, features)
     fleet = []
@@ -98,7 +98,9 @@ def decisions(router: Router, prompts: Sequence[bytes], threads: int, seconds: f
         count = 0
         while time.perf_counter() < end:
             for prompt in mine:
-                router.lease("m", set(), Query(prompt, routing_key=str(count % 1000))).release()
+                lease = router.lease("m", set(), Query(prompt, routing_key=str(count % 1000)))
+                lease.begin()
+                lease.release()
                 count += 1
         counts[number], cpu[number] = count, time.thread_time() - began
 

@@ -56,17 +56,21 @@ class Window:
 
     def add(self, now: float, requests: int, failures: int) -> None:
         number = int(now / self._width)
-        slots = self._slots
-        while slots and slots[0][0] <= number - SLOTS:
-            _, old_requests, old_failures = slots.popleft()
-            self.requests -= old_requests
-            self.failures -= old_failures
-        if not slots or slots[-1][0] < number:
-            slots.append([number, 0, 0])
-        slots[-1][1] += requests
-        slots[-1][2] += failures
+        if not self._slots or self._slots[-1][0] < number:
+            self._begin(number)
+        slot = self._slots[-1]
+        slot[1] += requests
+        slot[2] += failures
         self.requests += requests
         self.failures += failures
+
+    def _begin(self, number: int) -> None:
+        """A slot, and forget those that are too old."""
+        while self._slots and self._slots[0][0] <= number - SLOTS:
+            _, requests, failures = self._slots.popleft()
+            self.requests -= requests
+            self.failures -= failures
+        self._slots.append([number, 0, 0])
 
 
 class Breaker:
