@@ -128,6 +128,9 @@ class Session:
                 # A connection that had been good starts the series of delays anew.
                 failures = failures if self._state().info is None else 0
                 self._publish(WorkerState("unhealthy", str(error)))
+            except Exception as error:  # a door: one worker's trouble, whatever it is, must not be all workers'
+                log.logger.error(f"the session of worker {self.worker.name} failed", exc_info=error)
+                self._publish(WorkerState("unhealthy", f"its session failed: {error!r}"))
             # Only now, so that whoever tries again does not come back to this worker.
             self._end_streams(f"worker {self.worker.name} was lost", is_failure=True)
             pause = RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)]

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from engine_adapters import codec
 from engine_adapters.base import EngineLost, FinishReason
 from engine_adapters.step import PROTOCOL_VERSION, messages
 from engine_adapters.step.client import StepClient
@@ -227,6 +228,22 @@ def test_a_worker_that_does_not_fit_gets_no_requests_and_says_why(changes: dict[
 
             executor.info = demo_info()
             gateway.wait_until_ready()
+
+
+@pytest.mark.parametrize("info", [b"\xff\xff\xff\xff", codec.encode(demo_info(eos_token_ids=b"\0" * 3))])
+def test_an_executor_that_says_nonsense_of_itself_is_no_trouble_to_the_others(
+    two_workers: tuple[Gateway, list[FakeExecutor]], info: bytes, background: ThreadPoolExecutor
+) -> None:
+    gateway, executors = two_workers
+    with FakeExecutor(info=info) as odd:
+        gateway.client.post("/admin/workers", json={"url": odd.url, "name": "odd"}).raise_for_status()
+        eventually(lambda: gateway.worker_states() == ["ready", "ready", "unhealthy"])
+        response = background.submit(gateway.client.post, PATH, json=chat.body())
+        chosen, submit, _ = one_that_got_it(executors)
+        answer(chosen, submit, "Nothing happened.")
+        assert text_of(response.result()) == "Nothing happened."
+        gateway.client.delete("/admin/workers/odd?now=true").raise_for_status()
+        eventually(lambda: len(gateway.worker_states()) == 2)
 
 
 def test_a_worker_that_does_not_know_its_tokenizer_is_taken() -> None:

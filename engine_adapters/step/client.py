@@ -139,6 +139,8 @@ class StepClient(Generic[Key]):
         began = time.monotonic()
         try:
             reply = await self._call(messages.EXECUTOR_HEALTH, messages.HealthRequest(), messages.HealthReply)
+        except codec.DecodeError as error:
+            return f"its answer to a health check cannot be read: {error}"
         except grpc.aio.AioRpcError as error:
             speaks = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and self._last_frame_at > began
             return "" if speaks or error.code() is grpc.StatusCode.UNIMPLEMENTED else _describe(error)
@@ -152,14 +154,17 @@ class StepClient(Generic[Key]):
             return await self._call(method, question, answer)
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
+        except codec.DecodeError as error:
+            self._count_fault("malformed_frame")
+            raise EngineLost(f"{self._address} answers what is no step stream's: {error}") from error
 
     async def _call(self, method: str, question: codec.Message, answer: type[Answer]) -> Answer:
-        """Raises AioRpcError."""
-        call = self._channel.unary_unary(
-            method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
+        """Raises AioRpcError and DecodeError."""
+        call: grpc.aio.UnaryUnaryMultiCallable[codec.Message, bytes] = self._channel.unary_unary(
+            method, request_serializer=codec.encode
         )
-        result: Answer = await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True)
-        return result
+        # Decoded here: of a deserializer that raises, grpc.aio makes a None.
+        return codec.decode(answer, await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True))
 
     async def _send(self, call: AttachCall) -> None:
         """Write what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
