@@ -104,7 +104,8 @@ class App:
         formats |= {adapter.name: formats[adapter.parent] for adapter in self._gateway.adapters.values()}
         budgets = {name: RetryBudget(self._gateway.config.retry_budget) for name in self._gateway.models}
         budgets |= {adapter.name: budgets[adapter.parent] for adapter in self._gateway.adapters.values()}
-        loop = HttpLoop(self._gateway.registry.cells(), tables, formats, budgets)
+        cells, outbox = self._gateway.registry.cells(), self._gateway.engine.outbox()
+        loop = HttpLoop(cells, tables, formats, outbox, budgets)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 

@@ -34,7 +34,7 @@ from gateway.health import Health
 from gateway.metrics import WIRE_FAULTS, WORKER_ANSWERS, Cells
 from gateway.routing import Lease, Router, Worker, WorkerAddress, WorkerState
 from gateway.streams import Batch, Choice, Stream
-from gateway.threads import Mailbox, Supervisor
+from gateway.threads import Command, Mailbox, Outbox, Supervisor
 
 type OnKvEvents = Callable[[Sequence[KvEvent], bool], None]
 
@@ -71,14 +71,14 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.worker.name}: {len(self._streams)} streams>"
 
-    def start(self, stream: Stream, submission: Submission, lease: Lease) -> None:
-        """From an HTTP loop: submit; whatever happens, the stream gets a Finish."""
+    def start(self, stream: Stream, submission: Submission, lease: Lease, outbox: Outbox[Command]) -> None:
+        """From an HTTP loop, by its outbox: submit; whatever happens, the stream gets a Finish."""
         choices = stream.choices  # now, since the stream forgets them when it is closed
-        self._thread.post(lambda: self._submit(stream, choices, submission, lease))
+        outbox.post(lambda: self._submit(stream, choices, submission, lease))
 
-    def stop(self, choices: list[Choice]) -> None:
-        """From an HTTP loop: abort; nothing more will be delivered for them."""
-        self._thread.post(lambda: self._abort(choices))
+    def stop(self, choices: list[Choice], outbox: Outbox[Command]) -> None:
+        """From an HTTP loop, by its outbox: abort; nothing more will be delivered for them."""
+        outbox.post(lambda: self._abort(choices))
 
     def streams(self) -> list[Stream]:
         """From any thread: the streams that are open now."""
@@ -279,7 +279,7 @@ def _by_mailbox(deliveries: Batch) -> dict[Mailbox[Batch], Batch]:
     return batches
 
 
-def _obey(command: Callable[[], object]) -> None:
+def _obey(command: Command) -> None:
     command()
 
 
@@ -304,7 +304,7 @@ class EngineThread:
         self.admit = admit
         self.cells = cells
         self._loop = asyncio.new_event_loop()
-        self._inbox: Mailbox[Callable[[], object]] = Mailbox(self._loop, _obey)
+        self._inbox: Mailbox[Command] = Mailbox(self._loop, _obey)
         self._tasks: set[asyncio.Task[None]] = set()
         self.supervisor = supervisor
         self.thread = supervisor.spawn("engine", self._run)
@@ -312,9 +312,13 @@ class EngineThread:
     def __repr__(self) -> str:
         return f"<EngineThread: {len(self._tasks)} sessions>"
 
-    def post(self, command: Callable[[], object]) -> None:
+    def post(self, command: Command) -> None:
         """Have `command()` run on the engine thread; from any thread."""
         self._inbox.post(command)
+
+    def outbox(self) -> Outbox[Command]:
+        """The same for one HTTP loop, whose commands of one turn go together."""
+        return Outbox(self._inbox)
 
     def connect(
         self, address: WorkerAddress, name: str | None = None, labels: Mapping[str, str] | None = None

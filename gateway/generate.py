@@ -252,7 +252,7 @@ class Attempts:
 
     async def _start(self) -> Leg:
         self._attempts += 1
-        leg = self._leg = Leg(await wait_for_lease(self._gateway, self._next_lease))
+        leg = self._leg = Leg(await wait_for_lease(self._gateway, self._next_lease), self._loop)
         worker, record = leg.lease.worker, self._record
         state = self._gateway.router.state(worker)
         refuse_unsupported(self._submission, state.info if state else None)
@@ -260,7 +260,7 @@ class Attempts:
             record.worker, record.routed = worker.name, time.monotonic()
         else:
             record.worker += f"+{worker.name}"
-        leg.start(self._phase_of(leg.lease.role), self._loop.mailbox)
+        leg.start(self._phase_of(leg.lease.role))
         return leg
 
     def _next_lease(self) -> Lease:

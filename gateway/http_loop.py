@@ -17,7 +17,7 @@ from gateway.metrics import Cells
 from gateway.parsers.output import Formats
 from gateway.retries import RetryBudget
 from gateway.streams import Batch, deliver_all
-from gateway.threads import Mailbox
+from gateway.threads import Command, Mailbox, Outbox
 from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
@@ -35,14 +35,15 @@ task that waits in `receive`."""
 
 
 class HttpLoop:
-    """`tables` and `formats` are this loop's own copies of the models', `budgets` its own share of what may be sent
-    again; all are by model name."""
+    """`tables` and `formats` are this loop's own copies of the models', by model name, and so is what of a model's
+    requests it may send again; `outbox` is its own way to the engine thread."""
 
     def __init__(
         self,
         cells: Cells,
         tables: dict[str, DetokenizerTable],
         formats: dict[str, Formats],
+        outbox: Outbox[Command],
         budgets: dict[str, RetryBudget],
     ) -> None:
         self.name = threading.current_thread().name
@@ -51,6 +52,7 @@ class HttpLoop:
         """What this loop need not tell the log again."""
         self.tables = tables
         self.formats = formats
+        self.outbox = outbox
         self.budgets = budgets
         self._loop = asyncio.get_running_loop()
         self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)

@@ -12,9 +12,11 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gateway import log
+
+type Command = Callable[[], object]
 
 
 class Supervisor:
@@ -98,6 +100,14 @@ class Mailbox[Item]:
     def post(self, item: Item) -> bool:
         """Have `handle(item)` called on the loop; False when the loop is closed and nobody will."""
         self._items.append(item)
+        return self._wake()
+
+    def post_all(self, items: Iterable[Item]) -> bool:
+        """Several at once, as `post` does one."""
+        self._items.extend(items)
+        return self._wake()
+
+    def _wake(self) -> bool:
         with self._lock:
             if self._pending:
                 return not self.loop.is_closed()
@@ -114,3 +124,27 @@ class Mailbox[Item]:
         # Only what is here now: items posted while we work come with their own wake-up and others get a turn.
         for _ in range(len(self._items)):
             self._handle(self._items.popleft())
+
+
+class Outbox[Item]:
+    """What one event loop posts to the mailbox of another: all of a turn of the loop at once.
+
+    Requests that arrive together are submitted together: one wake-up, and one frame on the wire, for all of them.
+
+    Threads: belongs to the loop that it is made on.
+    """
+
+    def __init__(self, mailbox: Mailbox[Item]) -> None:
+        self._mailbox = mailbox
+        self._loop = asyncio.get_running_loop()
+        self._items: list[Item] = []
+
+    def post(self, item: Item) -> None:
+        """Have `item` handled by the mailbox's loop, after those posted before."""
+        if not self._items:
+            self._loop.call_soon(self._flush)
+        self._items.append(item)
+
+    def _flush(self) -> None:
+        items, self._items = self._items, []
+        self._mailbox.post_all(items)

@@ -91,6 +91,11 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
 
+    def lacks(self, names: frozenset[str]) -> bool:
+        """Whether none of them is there: most bodies have few of the many fields there are, so whoever reads a group of
+        them asks this first."""
+        return names.isdisjoint(self.values)
+
     def log_unread(self, accepted: Collection[str]) -> None:
         """Tell the debug log of fields that nobody asked for."""
         if log.logger.isEnabledFor(logging.DEBUG):

@@ -15,7 +15,7 @@ from gateway.api.logprobs import chat_logprobs
 from gateway.api.lowering import ACCEPTED, MAX_LOGPROBS, Logging, Wanted, read_request, read_shape, refuse_unfit
 from gateway.api.reply import json_text, on_one_line, quoted
 from gateway.api.structured import Structure, read_structure
-from gateway.api.tools import ToolUse, forced_calls, read_tool_use, tagged_calls
+from gateway.api.tools import NO_TOOLS, ToolUse, forced_calls, read_tool_use, tagged_calls
 from gateway.errors import BadRequest, InvalidModelOutput
 from gateway.gateway import Gateway
 from gateway.generate import Output, generate
@@ -23,9 +23,10 @@ from gateway.http_loop import HttpLoop
 from gateway.model import Model
 from gateway.parsers.message import Message
 from gateway.schemas import SchemaError
-from gateway.types import Finished, GenerateRequest, Reasoning, RequestRecord, Shape, Text
+from gateway.types import Finished, GenerateRequest, Reading, Reasoning, RequestRecord, Shape, Text
 
-NOT_YET = ("audio", "web_search_options", "prediction")
+NOT_YET = frozenset(("audio", "web_search_options", "prediction"))
+SEPARATION = frozenset(("separate_reasoning", "stream_reasoning"))
 
 
 def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecord) -> "ChatAnswer":
@@ -36,7 +37,7 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     use, source = read_tool_use(fields, read_conversation(fields))
     structure = read_structure(fields)
     form = form_of(fields, use, structure, gateway, model)
-    wanted = Wanted(use.reading(*read_separation(fields)), form.constraint, form.is_wish)
+    wanted = Wanted(read_reading(fields, use), form.constraint, form.is_wish)
     request = read_request(fields, record.request_id, model, source, read_logging(fields), None, wanted)
     shape = read_shape(fields)
     fields.log_unread(ACCEPTED)
@@ -46,6 +47,8 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
 
 
 def read_logging(fields: Fields) -> Logging:
+    if fields.lacks(LOGGING):
+        return SILENT
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     wanted = fields.boolean("logprobs")
     if top is not None and not wanted:
@@ -53,9 +56,19 @@ def read_logging(fields: Fields) -> Logging:
     return Logging(logprobs=(top or 0) if wanted else None)
 
 
-def read_separation(fields: Fields) -> tuple[bool, bool]:
-    """(whether reasoning is apart from content, whether it is streamed)"""
-    return fields.boolean("separate_reasoning", default=True), fields.boolean("stream_reasoning", default=True)
+LOGGING = frozenset(("logprobs", "top_logprobs"))
+SILENT = Logging()
+
+
+def read_reading(fields: Fields, use: ToolUse) -> Reading:
+    """How the answer is to be read: for calls, and whether reasoning is apart from content and streamed."""
+    if use is NO_TOOLS and fields.lacks(SEPARATION):
+        return PLAIN_READING
+    separates = fields.boolean("separate_reasoning", default=True)
+    return use.reading(separates, fields.boolean("stream_reasoning", default=True))
+
+
+PLAIN_READING = Reading()
 
 
 def warn_of_unknown_format(loop: HttpLoop, model: Model) -> None:
@@ -76,11 +89,16 @@ class Form:
     is_legacy: bool
 
 
+FREE = Form("tools", None, False, Checks(), False)
+
+
 def form_of(fields: Fields, use: ToolUse, structure: Structure | None, gateway: Gateway, model: Model) -> Form:
     """What must be called comes before what the text must look like, and a choice between both leaves the engine free.
 
     Raises BadRequest.
     """
+    if use is NO_TOOLS and structure is None:
+        return FREE
     checks = checks_of(fields, use, structure, gateway)
     if use.mode == "required":
         return Form("tool_choice", forced_calls(use, model), False, checks, use.is_legacy)

@@ -35,6 +35,7 @@ from gateway.types import (
 )
 
 DEFAULT_MAX_TOKENS = 16
+SUFFIX = frozenset(("suffix",))
 MAX_PROMPTS = 256
 
 
@@ -52,7 +53,7 @@ def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecor
     model = gateway.model(fields.text("model"))
     record.model = model.name
     inputs = read_prompts(fields, model)
-    refuse_unfit(fields, ("suffix",), "is not supported: these models write on, they do not fill in")
+    refuse_unfit(fields, SUFFIX, "is not supported: these models write on, they do not fill in")
     best_of, n = fields.integer("best_of", 1, 128), fields.integer("n", 1, 128) or 1
     if best_of not in (None, n):
         fields.refuse("best_of", "is not supported unless it equals n")
@@ -251,6 +252,7 @@ class Total:
         self._record = record
         self._records = records
         self._is_live = is_live
+        self._flushing = asyncio.Lock()
         self.usage = Usage(0, 0, 0)
 
     def put(self, event: Event) -> bool:
@@ -264,7 +266,8 @@ class Total:
         return self._output.put(event)
 
     async def flush(self) -> None:
-        await self._output.flush()
+        async with self._flushing:
+            await self._output.flush()
 
     def sum_up(self) -> None:
         """Make the record of the whole request say what its prompts took together."""

@@ -8,11 +8,19 @@ from gateway.types import ChatInput
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 NOT_TEMPLATE_ARGUMENTS = ("messages", "chat_template", "continue_final_message", "tokenize")
 """What `chat_template_kwargs` must not hold, since it has a place of its own or none."""
+TEMPLATE_FIELDS = frozenset(
+    (
+        *("continue_final_message", "chat_template_kwargs", "add_generation_prompt", "tools", "documents"),
+        *("enable_thinking", "thinking", "reasoning_effort", "chat_template", "add_special_tokens"),
+    )
+)
 THINKING = {"enabled": True, "disabled": False, "auto": None}
 
 
 def read_conversation(fields: Fields) -> ChatInput:
     """Raises BadRequest with the path of what is wrong."""
+    if fields.lacks(TEMPLATE_FIELDS):
+        return ChatInput(fields.each("messages", read_message))
     continues = read_continue(fields)
     arguments = read_template_arguments(fields)
     if fields.has("add_generation_prompt"):
@@ -85,6 +93,8 @@ def read_message(fields: Fields) -> dict[str, Any]:
         content = fields.each("content", read_part)
     elif content is not None and not isinstance(content, str):
         fields.refuse("content", "must be a string or a list of parts")
+    if isinstance(content, str):
+        return fields.values
     return {**fields.values, "content": content}
 
 

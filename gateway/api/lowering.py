@@ -11,6 +11,7 @@ from gateway.errors import BadRequest
 from gateway.model import Model
 from gateway.types import GenerateRequest, Input, OutputOptions, Reading, Shape
 
+STREAM_OPTIONS = frozenset(("stream_options",))
 MAX_ANSWERS = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 4096
@@ -23,12 +24,28 @@ MAX_KV_PRIORITY = 100
 MAX_DURATION_MS = 1000 * 60 * 60 * 24 * 365
 MAX_DIGITS = 10
 """Of a token id."""
+SAMPLING = frozenset(
+    (
+        *("temperature", "top_p", "seed", "top_k", "min_p", "frequency_penalty", "presence_penalty"),
+        *("repetition_penalty", "logit_bias", "top_p_min", "top_p_decay", "top_p_reset_id", "no_repeat_ngram_size"),
+        "bad_token_ids",
+    )
+)
+OUTPUT = frozenset(("stop", "include_stop_str_in_output", "skip_special_tokens"))
+RARE = frozenset(
+    (
+        *("min_tokens", "n", "stop_token_ids", "ignore_eos", "priority", "cache_salt", "kv_retention"),
+        "truncate_prompt_tokens",
+    )
+)
 ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's that ask nothing of a gateway."""
 
 
 def read_shape(fields: Fields) -> Shape:
     stream = fields.boolean("stream")
+    if fields.lacks(STREAM_OPTIONS):
+        return Shape(stream, include_usage=False, continuous_usage=False)
     options = fields.object("stream_options")
     if options.values and not stream:
         fields.refuse("stream_options", "is only for stream: true")
@@ -70,9 +87,7 @@ def read_request(
     """Raises BadRequest with the path of what is wrong."""
     max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or fields.integer("max_tokens", 1, MAX_TOKENS)
     max_tokens = max_tokens or default_max_tokens
-    min_tokens = fields.integer("min_tokens", 0, MAX_TOKENS) or 0
-    if max_tokens is not None and min_tokens > max_tokens:
-        fields.refuse("min_tokens", f"must not be above max_tokens ({max_tokens})")
+    rare = {} if fields.lacks(RARE) else read_rare(fields, model, max_tokens)
     return GenerateRequest(
         request_id=request_id,
         model=model.name,
@@ -80,26 +95,38 @@ def read_request(
         sampling=read_sampling(fields, model),
         output=read_output(fields),
         max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        n=fields.integer("n", 1, MAX_ANSWERS) or 1,
-        stop_token_ids=read_token_ids(fields, "stop_token_ids", model),
-        ignore_eos=fields.boolean("ignore_eos"),
         logprobs=logging.logprobs,
         prompt_logprobs=logging.prompt_logprobs,
-        priority=fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
-        cache_salt=fields.text("cache_salt") if fields.has("cache_salt") else "",
         constraint=wanted.constraint,
         constraint_is_wish=wanted.is_wish,
         reading=wanted.reading,
-        kv_retention=read_kv_retention(fields),
         stream=fields.boolean("stream"),
-        truncate_prompt_tokens=fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),
+        **rare,
     )
+
+
+def read_rare(fields: Fields, model: Model, max_tokens: int | None) -> dict[str, Any]:
+    """Those fields of a GenerateRequest that few bodies have, RARE."""
+    min_tokens = fields.integer("min_tokens", 0, MAX_TOKENS) or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        fields.refuse("min_tokens", f"must not be above max_tokens ({max_tokens})")
+    return {
+        "min_tokens": min_tokens,
+        "n": fields.integer("n", 1, MAX_ANSWERS) or 1,
+        "stop_token_ids": read_token_ids(fields, "stop_token_ids", model),
+        "ignore_eos": fields.boolean("ignore_eos"),
+        "priority": fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+        "cache_salt": fields.text("cache_salt") if fields.has("cache_salt") else "",
+        "kv_retention": read_kv_retention(fields),
+        "truncate_prompt_tokens": fields.integer("truncate_prompt_tokens", 1, MAX_TOKENS),
+    }
 
 
 def read_sampling(fields: Fields, model: Model) -> Sampling:
     """What the request says, else what the model's folder says, else None: the engine's default."""
     defaults = model.sampling
+    if fields.lacks(SAMPLING):
+        return defaults
     top_k = given(fields.integer("top_k", -1, MAX_TOKENS), defaults.top_k)
     repetition_penalty = given(fields.number("repetition_penalty", 0.01, 100), defaults.repetition_penalty)
     return Sampling(
@@ -124,7 +151,12 @@ def given[Number](value: Number | None, default: Number | None) -> Number | None
     return default if value is None else value
 
 
+PLAIN_OUTPUT = OutputOptions()
+
+
 def read_output(fields: Fields) -> OutputOptions:
+    if fields.lacks(OUTPUT):
+        return PLAIN_OUTPUT
     stop = fields.texts("stop", MAX_STOPS)
     if sum(map(len, stop)) > MAX_STOP_CHARACTERS:
         fields.refuse("stop", f"must not have more than {MAX_STOP_CHARACTERS} characters in all")
@@ -206,8 +238,10 @@ def read_kv_range(fields: Fields) -> KvRange:
     return KvRange(start, end, priority, fields.integer("duration_ms", 1, MAX_DURATION_MS))
 
 
-def refuse_unfit(fields: Fields, names: tuple[str, ...], why: str) -> None:
+def refuse_unfit(fields: Fields, names: frozenset[str], why: str) -> None:
     """Refuse fields that would change the answer and that we would otherwise ignore; empty ones ask for nothing."""
+    if fields.lacks(names):
+        return
     for name in names:
         if fields.value(name) not in (None, [], {}, "", "none", False):
             fields.refuse(name, why)

@@ -1,6 +1,5 @@
 """How answers are written: one JSON body, or server-sent events."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from json.encoder import encode_basestring
@@ -97,7 +96,7 @@ class EventWriter:
 
     Text goes out at once where the server has a way to write without waiting, and nothing is waiting already; all else
     gathers for the next `flush` or the `end`. The response starts with the first part, so that what fails before it
-    still gets its own status.
+    still gets its own status. Only one `flush` at a time.
     """
 
     def __init__(self, scope: Scope, send: Send, parts_of: Callable[[Event], bytes]) -> None:
@@ -106,7 +105,6 @@ class EventWriter:
         self._parts_of = parts_of
         self._write_now: Callable[[bytes], bool] | None = scope["extensions"].get(WRITE_NOW)
         self._unsent: list[bytes] = []
-        self._sending = asyncio.Lock()
 
     def put(self, event: Event) -> bool:
         part = self._parts_of(event)
@@ -125,13 +123,12 @@ class EventWriter:
         await self._write(more=False)
 
     async def _write(self, more: bool) -> None:
-        async with self._sending:  # several prompts of one request share a writer
-            if not self._scope["record"].is_streaming:
-                await _start(self._scope, self._send, list(EVENT_HEADERS))
-                self._scope["record"].is_streaming = True
-            parts, self._unsent = self._unsent, []
-            if parts or not more:
-                await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": more})
+        if not self._scope["record"].is_streaming:
+            await _start(self._scope, self._send, list(EVENT_HEADERS))
+            self._scope["record"].is_streaming = True
+        parts, self._unsent = self._unsent, []
+        if parts or not more:
+            await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": more})
 
 
 async def _start(scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:

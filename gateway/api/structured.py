@@ -25,6 +25,8 @@ class Structure:
 
 def read_structure(fields: Fields) -> Structure | None:
     """None when the form is free; raises BadRequest, also for two forms at once."""
+    if fields.lacks(STRUCTURE_FIELDS):
+        return None
     found = [structure for read in (read_format, read_outputs, read_single) for structure in read(fields)]
     if len(found) > 1:
         fields.refuse(found[1].field, f"cannot be combined with {found[0].field}: an answer has one form")
@@ -126,3 +128,4 @@ KINDS: dict[str, Callable[[Fields, str], Structure]] = {
 }
 GUIDED = ("json", "json_object", "regex", "choice", "grammar")
 SINGLE = ("regex", "ebnf", "structural_tag")
+STRUCTURE_FIELDS = frozenset(("response_format", "structured_outputs", *(f"guided_{name}" for name in GUIDED), *SINGLE))

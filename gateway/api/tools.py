@@ -41,8 +41,14 @@ class ToolUse:
         )
 
 
+TOOL_FIELDS = frozenset(("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"))
+NO_TOOLS = ToolUse()
+
+
 def read_tool_use(fields: Fields, source: ChatInput) -> tuple[ToolUse, ChatInput]:
     """The use of tools, and the conversation with the tools that the model is to see. Raises BadRequest."""
+    if fields.lacks(TOOL_FIELDS):
+        return NO_TOOLS, source
     is_legacy = fields.value("functions") not in (None, [])
     if is_legacy and source.tools:
         fields.refuse("functions", "cannot be combined with tools, which have replaced them")
