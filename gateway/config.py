@@ -154,12 +154,15 @@ class Config:
     breaker_error_rate: float = option(
         0.5, "a worker gets no requests for a while when this share of them failed; 0: never", "SHARE", between(0, 1)
     )
-    breaker_requests: int = option(10, "of how many requests, at least, that share must be", "N", between(1, 1_000_000))
+    breaker_requests: int = option(10, "how many requests, at least, that share is of", "N", between(1, 1_000_000))
     breaker_window_seconds: float = option(
-        30.0, "how long a request counts for a worker's share of failures", "SECONDS", between(1, 3600)
+        30.0, "how long a request counts for that share", "SECONDS", between(1, 3600)
     )
     breaker_open_seconds: float = option(
-        5.0, "for how long at first; twice as long each time it does not help", "SECONDS", between(0.1, 60)
+        5.0,
+        "how long such a worker gets no requests at first; twice as long each time it does not help",
+        "SECONDS",
+        between(0.1, 60),
     )
     api_key: tuple[str, ...] = option((), "a key that clients must have one of", "KEY", default_text="no key needed")
     admin_key: str = option("", "the key for /admin; without one it is open to this machine only", "KEY")

@@ -126,7 +126,7 @@ def test_prompts_that_are_all_new_leave_memory_flat(duration: float) -> None:
     pace = ("--speed", "0", "--kv-tokens", str(KV_TOKENS), "--output", "random")
     with Simulator(*pace) as told, Simulator(*pace, "--wire", "trtllm") as guessed:
         workers = [told.url, f"trtllm://{guessed.address}"]
-        with Gateway("--cache-mb", "16", "--log-level", "warning", workers=workers) as gateway:
+        with Gateway("--cache-mb", "16", workers=workers) as gateway:
             eventually(lambda: gateway.worker_states() == ["ready", "ready"])
             process, began = psutil.Process(gateway.child.pid), time.monotonic()
             sent: Counter[int] = Counter()
