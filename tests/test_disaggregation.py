@@ -211,7 +211,7 @@ def test_whole_requests_go_to_workers_of_any_role_when_half_of_a_pair_is_missing
     ("info", "role", "reason"),
     [
         ({"features": []}, "prefill", "hands nothing over between prefill and decode"),
-        ({**INFO, "role": messages.PHASE_DECODE}, "prefill", "the engine that it is 'decode'"),
+        ({**INFO, "role": messages.PHASE_DECODE}, "prefill", "its engine serves 'decode' only"),
     ],
 )
 def test_a_worker_that_cannot_have_its_role_is_unfit(info: dict[str, Any], role: str, reason: str) -> None:
