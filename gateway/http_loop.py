@@ -16,8 +16,8 @@ from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
 from gateway.retries import RetryBudget
-from gateway.streams import Batch, deliver_all
-from gateway.threads import Command, Mailbox, Outbox
+from gateway.streams import LoopStreams
+from gateway.threads import Command, Outbox
 from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
@@ -28,6 +28,9 @@ KEEP_ALIVE_SECONDS = 75.0
 """How long a connection may be without a request, or a request's head without its end."""
 WRITE_NOW = "gateway.write_now"
 """An extension of the ASGI scope: `(bytes) -> bool` writes a part of the body at once, or says that one must wait."""
+READ_NOW = "gateway.read_now"
+"""An extension of the ASGI scope: `() -> bytes | None` gives the whole body if all of it is here and none has been
+read, which spares a timer and a wait."""
 WHEN_LEFT = "gateway.when_left"
 """An extension of the ASGI scope: `(callback) -> None` has `callback()` called once on the loop if the client leaves
 before its answer is complete, but never from within `write_now`. It replaces the callback given before, and spares a
@@ -55,7 +58,7 @@ class HttpLoop:
         self.outbox = outbox
         self.budgets = budgets
         self._loop = asyncio.get_running_loop()
-        self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
+        self.streams = LoopStreams()
         self._active: set[ActiveRequest] = set()
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ class Leg:
 
     def start(self, submission: Submission) -> None:
         self.phase = submission.phase
-        self._stream = Stream(self._loop.mailbox, submission.request_id, submission.n)
+        self._stream = Stream(self._loop.streams, submission.request_id, submission.n)
         if submission.dp_rank != self.lease.dp_rank:
             submission = replace(submission, dp_rank=self.lease.dp_rank)
         self.lease.worker.session.start(self._stream, submission, self.lease, self._loop.outbox)

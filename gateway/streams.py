@@ -13,7 +13,7 @@ from engine_adapters.base import Delivery, Finish, Logprobs
 from gateway.threads import Mailbox
 
 KEEP_ALIVE_SECONDS = 15.0
-"""How long a stream may be quiet before its client hears that it is alive."""
+"""Once a stream has been quiet for so long at most, and half of it at least, its client hears that it is alive."""
 
 
 @dataclass(eq=False, slots=True)
@@ -50,8 +50,8 @@ class Stream:
     __slots__ = (
         "_gathered",
         "_is_quiet",
+        "_streams",
         "_take",
-        "_timer",
         "_unfinished",
         "_waiter",
         "choices",
@@ -62,8 +62,9 @@ class Stream:
         "stalled",
     )
 
-    def __init__(self, mailbox: Mailbox[Batch], request_id: str, n: int) -> None:
-        self.mailbox = mailbox
+    def __init__(self, streams: "LoopStreams", request_id: str, n: int) -> None:
+        self.mailbox = streams.mailbox
+        self._streams = streams
         self.request_id = request_id
         self.choices = [Choice(self, index) for index in range(n)]
         self.open_choices = set(self.choices)
@@ -74,8 +75,8 @@ class Stream:
         self._gathered: dict[int, Gathered] = {}
         self._take: Take | None = None
         self._waiter: asyncio.Future[bool] | None = None
-        self._is_quiet = True
-        self._timer = mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
+        self._is_quiet = False
+        streams.open.add(self)
 
     async def pump(self, take: Take) -> bool:
         """Have `take` called with all that comes until it asks for a pause; what it raises is raised here.
@@ -117,7 +118,7 @@ class Stream:
 
     def close(self) -> list[Choice]:
         """No more of it is wanted; returns the choices whose end has not arrived here."""
-        self._timer.cancel()
+        self._streams.open.discard(self)
         unfinished = [self.choices[index] for index in self._unfinished]
         self._unfinished.clear()
         self.choices = []  # they know their stream: without cycles there is nothing for the collector to find
@@ -144,13 +145,27 @@ class Stream:
         else:
             waiter.set_exception(error)
 
-    def _tick(self) -> None:
-        # One timer a stream, set again when it fires: nothing is spent on it per token.
+    def tick(self) -> None:
+        """Called now and then: end a `pump` that has had nothing to do since the last time."""
         if self._is_quiet and self._waiter is not None and not self._waiter.done():
             self._take = None
             self._waiter.set_result(False)
         self._is_quiet = True
-        self._timer = self.mailbox.loop.call_later(KEEP_ALIVE_SECONDS, self._tick)
+
+
+class LoopStreams:
+    """The open streams of one HTTP loop, made on it: the mailbox for their tokens, and one timer for all of them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.mailbox: Mailbox[Batch] = Mailbox(self._loop, deliver_all)
+        self.open: set[Stream] = set()
+        self._loop.call_later(KEEP_ALIVE_SECONDS / 2, self._tick)
+
+    def _tick(self) -> None:
+        for stream in tuple(self.open):
+            stream.tick()
+        self._loop.call_later(KEEP_ALIVE_SECONDS / 2, self._tick)
 
 
 def joined(pieces: list[Logprobs]) -> Logprobs | None:

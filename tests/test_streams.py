@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from engine_adapters.base import Finish, FinishReason, Logprobs
 from gateway import streams
-from gateway.streams import Batch, Stream, deliver_all, joined
-from gateway.threads import Mailbox
+from gateway.streams import LoopStreams, Stream, joined
 from tests.processes import PATIENCE
 
 STOP = Finish(FinishReason.STOP)
@@ -38,7 +37,7 @@ def in_loop(story: Callable[[Stream], Coroutine[Any, Any, None]], n: int = 2) ->
     """The story of a stream with `n` answers, on a loop of its own."""
 
     async def run() -> None:
-        stream = Stream(Mailbox[Batch](asyncio.get_running_loop(), deliver_all), "request", n)
+        stream = Stream(LoopStreams(), "request", n)
         try:
             await asyncio.wait_for(story(stream), PATIENCE)
         finally:

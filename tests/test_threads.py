@@ -2,12 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from gateway.threads import Mailbox, Supervisor
+from gateway.threads import Mailbox, Outbox, Supervisor
 from tests.processes import PATIENCE, eventually
 
 
@@ -103,6 +103,33 @@ def test_an_item_may_post_another() -> None:
         eventually(lambda: len(handled) == 4)
 
     assert handled == [3, 2, 1, 0]
+
+
+def test_what_a_turn_of_a_loop_posts_goes_together_and_in_order() -> None:
+    handled: list[int] = []
+    with running_loop() as loop:
+        mailbox: Mailbox[int] = Mailbox(loop, handled.append)
+        posted: list[list[int]] = []
+
+        def note(items: Iterable[int]) -> bool:
+            posted.append(list(items))
+            return Mailbox.post_all(mailbox, posted[-1])
+
+        mailbox.post_all = note  # type: ignore[method-assign]
+
+        async def story() -> None:
+            outbox = Outbox(mailbox)
+            for number in range(3):
+                outbox.post(number)
+            await asyncio.sleep(0)
+            outbox.post(3)
+            await asyncio.sleep(0)
+
+        asyncio.run(story())
+        eventually(lambda: len(handled) == 4)
+
+    assert posted == [[0, 1, 2], [3]]
+    assert handled == [0, 1, 2, 3]
 
 
 def test_a_closed_loop_takes_no_items() -> None:

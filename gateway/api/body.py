@@ -10,7 +10,7 @@ from gateway import log
 from gateway.config import Config
 from gateway.errors import BadRequest, BodyTimeout, BodyTooLarge, ClientLeft, UnsupportedMediaType
 from gateway.gateway import Gateway
-from gateway.http_loop import Receive
+from gateway.http_loop import READ_NOW, Receive
 
 POOL_BYTES = 1_000_000
 """Larger bodies are parsed on the pool: json.loads takes about 5 ms a megabyte, which the loop's other streams feel."""
@@ -25,7 +25,12 @@ async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: 
     content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"application/json")
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType(f"content-type must be application/json, not {content_type.decode('latin-1')}")
-    body = await _read_in_time(receive, gateway.config)
+    extensions = scope["extensions"]
+    body = extensions[READ_NOW]() if READ_NOW in extensions else None
+    if body is None:
+        body = await _read_in_time(receive, gateway.config)
+    elif len(body) > gateway.config.max_body_mb << 20:
+        raise too_large(gateway.config)
     if len(body) > POOL_BYTES:
         return await gateway.tokenize.run(parse, body)
     return parse(body)
@@ -37,13 +42,13 @@ async def _read_in_time(receive: Receive, config: Config) -> bytes:
         seconds, option = config.request_seconds, "--request-seconds"
     try:
         async with asyncio.timeout(seconds):
-            return await _read(receive, config.max_body_mb << 20)
+            return await _read(receive, config)
     except TimeoutError:
         raise BodyTimeout(f"the body has not arrived within {seconds:g} s ({option})") from None
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
-    parts, size = [], 0
+async def _read(receive: Receive, config: Config) -> bytes:
+    parts, size, limit = [], 0, config.max_body_mb << 20
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -51,10 +56,14 @@ async def _read(receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise BodyTooLarge(f"the body is larger than {limit >> 20} MiB (--max-body-mb)")
+            raise too_large(config)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def too_large(config: Config) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {config.max_body_mb} MiB (--max-body-mb)")
 
 
 def parse(body: bytes) -> "Fields":

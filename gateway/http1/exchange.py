@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from gateway import log
 from gateway.http1.chunks import Chunks
 from gateway.http1.head import Head
-from gateway.http_loop import WHEN_LEFT, WRITE_NOW
+from gateway.http_loop import READ_NOW, WHEN_LEFT, WRITE_NOW
 
 type Message = MutableMapping[str, Any]
 type App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -135,7 +135,7 @@ class Exchange:
             "client": connection.client,
             "server": connection.server,
             "state": connection.serving.state.copy(),
-            "extensions": {WRITE_NOW: self.write_now, WHEN_LEFT: self.when_left},
+            "extensions": {READ_NOW: self.read_now, WRITE_NOW: self.write_now, WHEN_LEFT: self.when_left},
         }
         self._task = connection.loop.create_task(self._run(scope))
 
@@ -188,6 +188,15 @@ class Exchange:
         self._on_left = callback
         if self._has_left:
             callback()
+
+    def read_now(self) -> bytes | None:
+        """The whole body, if it is here."""
+        if not self._has_come or self._is_read or self._has_left or len(self._parts) != 1:
+            return None
+        if self._size > BODY_BUFFER_BYTES:
+            self._connection.transport.resume_reading()
+        self._is_read, self._size = True, 0
+        return self._parts.popleft()
 
     async def receive(self) -> Message:
         """ASGI's."""

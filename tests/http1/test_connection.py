@@ -9,7 +9,7 @@ import pytest
 
 from gateway.http1 import Connection, Serving, connection
 from gateway.http1.exchange import App, Message
-from gateway.http_loop import WHEN_LEFT, WRITE_NOW
+from gateway.http_loop import READ_NOW, WHEN_LEFT, WRITE_NOW
 
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -161,6 +161,32 @@ def test_a_head_request_gets_a_head() -> None:
             assert await client.answer() == (200, b"/d")
 
     run(story)
+
+
+def test_a_body_that_is_here_can_be_read_without_waiting_and_once() -> None:
+    found: list[bytes | None] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        read_now = scope["extensions"][READ_NOW]
+        found.append(read_now())
+        body = await read(receive) if found[-1] is None else found[-1]
+        assert read_now() is None
+        await reply(send, body)
+
+    async def story() -> None:
+        async with serving(app) as (_, connect):
+            client = await connect()
+            client.send(post(b"whole") + post(b"next"))
+            assert await client.answer() == (200, b"whole")
+            assert await client.answer() == (200, b"next")
+            head, _, body = post(b"in parts").partition(b"\r\n\r\n")
+            client.send(head + b"\r\n\r\n" + body[:3])
+            await until(lambda: len(found) == 3)
+            client.send(body[3:])
+            assert await client.answer() == (200, b"in parts")
+
+    run(story)
+    assert found == [b"whole", b"next", None]
 
 
 def test_an_answer_without_a_length_is_chunked_or_ends_with_the_connection() -> None:
