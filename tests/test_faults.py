@@ -185,7 +185,8 @@ def test_one_that_is_stopped_gets_no_more_and_goes_on_where_it_was(
     fleet: Fleet, gateway: Gateway, background: ThreadPoolExecutor
 ) -> None:
     stopped = fleet.simulators[0]
-    streams = [background.submit(chat.stream, gateway, "one two " * 100, max_tokens=150) for _ in range(4)]
+    contents = [f"{number} " * 200 for number in range(4)]
+    streams = [background.submit(chat.stream, gateway, content, max_tokens=150) for content in contents]
     eventually(lambda: running(gateway, stopped.url) > 0)
     stopped.send_signal(signal.SIGSTOP)
     try:
@@ -279,7 +280,7 @@ def test_a_connection_that_talks_nonsense_or_is_dead_without_a_word(
         with chat.opened(gateway, "one two " * 200, max_tokens=300) as events:
             chat.first_text(events)
             waiting = background.submit(ask, gateway, f"Who waits? {2 * LONG}")
-            late = background.submit(ask, gateway, f"Who is late? {2 * LONG}", 5, {"x-request-timeout": "1"})
+            late = background.submit(ask, gateway, f"Who is late? {2 * LONG}", 5, {"x-request-timeout": "4"})
             eventually(lambda: gateway.metric("gateway_worker_in_flight", worker="proxied") == 3)
             proxy.flows.clear()
             for url in fleet.urls:

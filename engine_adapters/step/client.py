@@ -105,6 +105,8 @@ class StepClient(Generic[Key]):
                 half.result()
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"the stream to {self._address} broke: {_describe(error)}") from error
+        except asyncio.InvalidStateError as error:  # what grpc.aio makes of a write to a call that has just ended
+            raise EngineLost(f"the stream to {self._address} broke: {error}") from error
         finally:
             call.cancel()
             for half in halves:
