@@ -85,6 +85,7 @@ _LOW = [
     [bytes((byte >> shift) & 0x7F | more for byte in range(256)) for shift in range(8)]  # the plane where bit 7k lies
     for more in (0, 0x80)
 ]
+_BELOW = [bytes(range(1 << shift)) for shift in range(8)]
 _HIGH = [bytes((byte << (8 - shift)) & 0x7F for byte in range(256)) for shift in range(8)]  # the plane above
 
 
@@ -101,9 +102,11 @@ def varints(column: bytes) -> bytes:
 
 def _width(planes: Planes) -> int:
     """How many bytes the largest number's varint takes."""
-    for place in (3, 2, 1, 0):
-        if largest := max(planes[place], default=0):
-            return -(-(8 * place + largest.bit_length()) // 7)
+    for width in (5, 4, 3, 2):
+        plane, shift = divmod(7 * (width - 1), 8)
+        # Deleting the bytes that are too small is many times as fast as looking for the largest.
+        if planes[plane].translate(None, _BELOW[shift]) or any(each.translate(None, b"\0") for each in planes[plane + 1 :]):
+            return width
     return 1
 
 

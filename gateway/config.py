@@ -115,7 +115,10 @@ class Config:
         default_text="the cores",
     )
     cache_mb: int = option(
-        256, "memory for the token ids of text seen before, in MiB; 0: none", "MIB", between(0, 1 << 20)
+        256,
+        "memory for the token ids of text seen before, in MiB; 0: nothing of any text is kept",
+        "MIB",
+        between(0, 1 << 20),
     )
     grace_seconds: float = option(
         30.0, "how long running streams may go on after SIGTERM", "SECONDS", between(0, 86400)

@@ -32,6 +32,7 @@ def shared_and_new(bench: "Bench") -> Iterator[list[str]]:
         for name, megabytes in (("on", 256), ("off", 0)):
             settings = ("--cache-mb", str(megabytes), "--model-path", f"demo={model}")
             engine = ("--speed", "0", "--model-path", str(model), "--kv-tokens", "100000000", "--block-size", "8192")
+            engine += ("--prefill-chunk", "1000000")
             with (
                 processes.word_simulator(*engine) as worker,
                 processes.gateway(worker, options, settings=settings) as server,

@@ -59,7 +59,7 @@ def test_the_pieces_join_to_the_tokenizers_full_decode(echo_gateway: Gateway, co
     assert echoed(echo_gateway, content, 1000) == text_of(echo_of(content))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=st.text(max_size=40), max_tokens=st.integers(1, 60))
 def test_the_pieces_of_any_answer_join_wherever_it_is_cut(echo_gateway: Gateway, content: str, max_tokens: int) -> None:
     assert echoed(echo_gateway, content, max_tokens) == text_of(echo_of(content)[:max_tokens])

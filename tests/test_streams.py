@@ -89,7 +89,7 @@ def test_a_reader_that_pauses_gets_the_rest_later() -> None:
     in_loop(story)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=30),
     pauses=st.lists(st.booleans(), max_size=30),

@@ -18,6 +18,7 @@ from typing import Any
 
 import tokenizers
 
+from engine_adapters.tokenizer_file import BYTE_LEVEL
 from gateway.tokenizer.split_pattern import (
     EVERY,
     Facts,
@@ -56,6 +57,8 @@ class Step:
     isolates: bool = True
     always_splits: bool = False
     """At every pair that is allowed."""
+    spells_bytes: bool = False
+    """The model gets a character for each byte."""
 
 
 class AddedTokens:
@@ -122,8 +125,8 @@ class Structure:
     `raw` and `normalized` are the added tokens at which text may be divided, None for no division. `cuts` finds places
     inside a stretch: matches end where it can be cut. `landmarks` are some of these places, chosen by what stands
     behind them: the cut is one character before the match. `pieces` finds all pieces of a stretch that the model
-    encodes one by one, `piece_letters` are those that can be a piece by themselves. `is_deterministic`: a text has one
-    encoding.
+    encodes one by one, `spelling` is how the model reads them, `piece_letters` are those that can be a piece by
+    themselves. `is_deterministic`: a text has one encoding.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -135,6 +138,7 @@ class Structure:
         self.cuts: re.Pattern[str] | None = None
         self.landmarks: re.Pattern[str] | None = None
         self.pieces: re.Pattern[str] | None = None
+        self.spelling: Callable[[str], str] = str
         self.piece_letters = 0
         self.is_identity = _is_identity(content.get("normalizer"))
         added: list[Json] = content.get("added_tokens") or []
@@ -209,6 +213,10 @@ class Structure:
         steps = [_step(each) for each in _flat(content.get("pre_tokenizer"), "pretokenizers")]
         if any(step.allowed != (EVERY, EVERY) or step.always_splits or not step.isolates for step in steps):
             raise NotUnderstood("a pre-tokenizer does more than split by a pattern")
+        if sum(step.spells_bytes for step in steps[:-1]):
+            raise NotUnderstood("bytes are spelt before the last pre-tokenizer")
+        if steps and steps[-1].spells_bytes:
+            self.spelling = spelt_bytes
         patterns = [step.pattern for step in steps if step.pattern is not None]
         self.pieces = re.compile(pieces_source(patterns))
         for pattern in patterns:
@@ -231,10 +239,20 @@ class Structure:
         if pieces is None:
             return
         for text in made_up_texts():
-            expected = [text[start:end] for _, (start, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-            if pieces.findall(text) != expected:
+            found, expected = pieces.findall(text), tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            if found != [text[start:end] for _, (start, end) in expected]:
                 raise NotUnderstood(f"{text!r} falls into other pieces than it should")
+            if [*map(self.spelling, found)] != [spelt for spelt, _ in expected]:
+                raise NotUnderstood(f"pieces of {text!r} are not spelt as they should")
         self.pieces = pieces
+
+
+SPELT = {byte: character for character, byte in BYTE_LEVEL.items()}
+
+
+def spelt_bytes(piece: str) -> str:
+    """A character for each byte, as byte-level vocabularies have it."""
+    return piece.encode().decode("latin-1").translate(SPELT)
 
 
 @cache
@@ -299,7 +317,8 @@ def _step(part: Json) -> Step:
         case "ByteLevel":
             # A prefix space goes before whatever does not begin with a space.
             allowed = (EVERY, SPACE) if part["add_prefix_space"] else (EVERY, EVERY)
-            return Step(allowed, Parser(GPT_2_SPLIT).parse() if part.get("use_regex", True) else None)
+            pattern = Parser(GPT_2_SPLIT).parse() if part.get("use_regex", True) else None
+            return Step(allowed, pattern, spells_bytes=True)
         case "WhitespaceSplit" | "Whitespace" | "BertPreTokenizer":
             return Step((VISIBLE, SPACE), always_splits=True)
         case "Metaspace" if part.get("split", True):

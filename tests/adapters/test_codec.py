@@ -201,7 +201,7 @@ def plain_google(descriptor: Descriptor, message: Any) -> dict[str, Any]:
 # --- both ways ------------------------------------------------------------------------------------------------------
 
 EACH_MESSAGE = pytest.mark.parametrize("name", WIRE_MESSAGES + EVERY_KIND_MESSAGES)
-FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 
 
 @EACH_MESSAGE

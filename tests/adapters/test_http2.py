@@ -153,7 +153,7 @@ def test_messages_come_and_then_the_end() -> None:
     assert caller.ends == [None]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     messages=st.lists(st.binary(max_size=50), max_size=5),
     frame_size=st.integers(1, 40),

@@ -39,7 +39,7 @@ def test_a_text_becomes_the_tokenizers_ids_and_comes_back(gateway: Gateway, text
     assert detokenize(gateway, tokens) == text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=TEXTS)
 def test_any_text_comes_back(gateway: Gateway, text: str) -> None:
     tokens = tokenize(gateway, prompt=text)["tokens"]
@@ -48,7 +48,7 @@ def test_any_text_comes_back(gateway: Gateway, text: str) -> None:
     assert detokenize(gateway, tokens) == text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tokens=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=20))
 def test_any_ids_become_the_tokenizers_text(gateway: Gateway, tokens: list[int]) -> None:
     assert detokenize(gateway, tokens) == TOKENIZER.decode(tokens, skip_special_tokens=False)

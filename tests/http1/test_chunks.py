@@ -28,7 +28,7 @@ EXTENSIONS = st.sampled_from([b"", b";a=b", b" ; a", b';a="b c"'])
 TRAILERS = st.lists(st.sampled_from([b"A: b\r\n", b"Digest: x\r\n"]), max_size=3).map(b"".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     parts=st.lists(st.tuples(st.binary(min_size=1, max_size=40), EXTENSIONS), max_size=6),
     trailers=TRAILERS,

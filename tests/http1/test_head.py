@@ -163,7 +163,7 @@ SANE = st.tuples(
 ).map(lambda parts: b"\r\n".join((parts[0], *parts[1])))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.one_of(SANE, WORDS))
 def test_what_we_take_h11_takes_too_and_understands_alike(data: bytes) -> None:
     try:

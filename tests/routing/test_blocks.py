@@ -84,7 +84,7 @@ CLEAR = st.tuples(st.just("clear"), st.integers(0, 2), st.just([0]))
 
 
 @given(st.lists(STORE | REMOVE | CLEAR, max_size=40), st.lists(BLOCKS, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_knows_what_a_naive_model_knows(steps: list[tuple[str, int, list[int]]], prompts: list[list[int]]) -> None:
     index, naive, caches = BlockIndex(SIZE), Naive(3), some_caches()
     for kind, cache, blocks in steps:
@@ -112,7 +112,7 @@ def test_it_knows_what_a_naive_model_knows(steps: list[tuple[str, int, list[int]
 
 
 @given(st.lists(BLOCKS, min_size=1, max_size=30), BLOCKS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_follows_the_simulators_cache_by_its_events(prompts: list[list[int]], asked: list[int]) -> None:
     engine, index, cache = KvCache(blocks=8), BlockIndex(SIZE), CachedBlocks(1)
     for blocks in prompts:

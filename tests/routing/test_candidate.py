@@ -29,7 +29,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3), st.integers(0
 
 
 @given(WEIGHTS, CHANGES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_it_is_known_who_has_the_least_load_whatever_happens(
     weights: list[float], changes: list[tuple[int, int, int]]
 ) -> None:

@@ -125,7 +125,7 @@ class Engine(RuleBasedStateMachine):
 
 
 TestEngine = Engine.TestCase
-TestEngine.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
+TestEngine.settings = settings(max_examples=30, stateful_step_count=50)
 
 
 def test_a_snapshot_of_a_cache_holds_each_chain_in_one_event() -> None:

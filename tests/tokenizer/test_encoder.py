@@ -91,7 +91,7 @@ def encoders(kind: str) -> list[Encoder]:
     return [encoder_of(kind, cache, chunk_characters=2) for cache in caches]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=st.lists(TEXTS, min_size=1, max_size=3))
 @example(texts=["<|end|>x<|end|>xx<|", "a <|odd|> \u2003b<|odd|>", "<think><thi<think>"])
 @example(texts=["'ſ it'ſ IT'LL", " \n \n\nx", "x \n", "a\u0301 ﬁ ½²"])
