@@ -105,7 +105,8 @@ def _width(planes: Planes) -> int:
     for width in (5, 4, 3, 2):
         plane, shift = divmod(7 * (width - 1), 8)
         # Deleting the bytes that are too small is many times as fast as looking for the largest.
-        if planes[plane].translate(None, _BELOW[shift]) or any(each.translate(None, b"\0") for each in planes[plane + 1 :]):
+        above = planes[plane + 1 :]
+        if planes[plane].translate(None, _BELOW[shift]) or any(each.translate(None, b"\0") for each in above):
             return width
     return 1
 

@@ -1,5 +1,5 @@
 """The command line: `python3.13t -m gateway` serves, `... doctor` examines the installation, `... parse`
-reads captured answers."""
+reads captured answers, `... preprocess` makes tensors of images."""
 
 import gc
 import logging
@@ -22,7 +22,15 @@ another frees counts all the same, and on 3.13t a collection stops every thread 
 
 FAULTS = (config.ConfigError, TokenizerFileError, UnknownParser, AddressError, PolicyError, server.StartError)
 """What an operator must put right."""
-COMMANDS = {"doctor": doctor.main, "parse": parse_command.main}
+
+
+def preprocess(arguments: Sequence[str]) -> int:
+    from gateway import preprocess_command  # not above: serving text needs neither numpy nor Pillow
+
+    return preprocess_command.main(arguments)
+
+
+COMMANDS = {"doctor": doctor.main, "parse": parse_command.main, "preprocess": preprocess}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -196,7 +196,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python3.13t -m gateway",
         description="OpenAI-compatible gateway to LLM engines, in free-threaded Python. Without arguments it serves a\n"
         "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation, and\n"
-        "`python3.13t -m gateway parse` reads captured answers as the gateway would.",
+        "`python3.13t -m gateway parse` reads captured answers as the gateway would, and\n"
+        "`python3.13t -m gateway preprocess` makes of images what a model would get.",
         epilog="Every option can also be set in the environment (GATEWAY_PORT=8080; lists are separated by spaces)\n"
         "or in a TOML file (port = 8080). The command line wins over the environment, which wins over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

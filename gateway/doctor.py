@@ -26,6 +26,8 @@ PACKAGES = {
     "tokenizers": "tokenizers",
     "jinja2": "jinja2",
     "jsonschema_rs": "jsonschema-rs",
+    "numpy": "numpy",
+    "PIL.Image": "pillow",
     "markupsafe": "markupsafe",
     "starlette": "starlette",
     "hypercorn": "hypercorn",

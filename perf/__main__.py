@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway.__main__ import check_version, switch_off_gil
-from perf import chats, decisions, executor, parsers, peers, profile, requests, routing, streaming
+from perf import chats, decisions, executor, images, parsers, peers, profile, requests, routing, streaming
 
 
 def text(arguments: Sequence[str]) -> None:
@@ -29,6 +29,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     ),
     "executor": (executor.main, "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API"),
+    "images": (images.main, "CPU of preprocessing an image, gain of more threads, beside transformers' processors"),
     "text": (text, "the text path: prompts from JSON to ids with and without the token cache, tokens to events"),
     "profile": (profile.main, "where the gateway's CPU goes, by layer and by function"),
 }

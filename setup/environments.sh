@@ -37,7 +37,7 @@ seal() { mv "$ROOT/$1/.ready.part" "$ROOT/$1/.ready"; }
 
 readonly GATEWAY_IMPORTS='
 import sys
-import grpc, hypercorn, jinja2, starlette, tokenizers
+import grpc, hypercorn, jinja2, numpy, PIL.Image, starlette, tokenizers
 if sys._is_gil_enabled():
     sys.exit("the GIL is on")
 '

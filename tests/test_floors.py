@@ -11,9 +11,9 @@ from tests.processes import ROOT
 FLOORS: list[set[str]] = [
     {"errors", "health", "log", "metrics", "retries"},
     {"config", "schemas", "threads", "types"},
-    {"generation_config", "parsers", "pools", "routing", "streams", "tokenizer"},
+    {"generation_config", "multimodal", "parsers", "pools", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
-    {"doctor", "http_loop", "parse_command", "submissions", "worker_file"},
+    {"doctor", "http_loop", "parse_command", "preprocess_command", "submissions", "worker_file"},
     {"gateway", "http1", "leg"},
     {"prepare"},
     {"generate"},

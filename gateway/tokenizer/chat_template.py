@@ -68,7 +68,8 @@ class ChatTemplate:
             length += sum(len(str(value)) for value in source.messages[-1].values())
         tail = prompt[-length:]
         header = self.facts.header
-        is_in_turn = continues or source.template_arguments.get("add_generation_prompt", True)
+        arguments = source.template_arguments
+        is_in_turn = continues or "add_generation_prompt" not in arguments or arguments["add_generation_prompt"]
         if header and is_in_turn and header in tail:
             return open_marker(tail.rpartition(header)[2])
         marker = open_marker(tail)

@@ -22,9 +22,11 @@ def fitted(messages: list[Message], facts: TemplateFacts) -> list[Message]:
 
 
 def _fitted(message: Message, facts: TemplateFacts, path: str) -> Message:
-    role = message.get("role")
-    if len(message) == 2 and role in PLAIN and role not in facts.needs_parts and type(message.get("content")) is str:
-        return message
+    # No `get` for what another thread made: it takes 20 µs on 3.13t (docs/performance.md).
+    if len(message) == 2 and "role" in message and "content" in message:
+        role = message["role"]
+        if role in PLAIN and role not in facts.needs_parts and type(message["content"]) is str:
+            return message
     result = {name: value for name, value in message.items() if value is not None}
     if result.get("role") == "developer" and not facts.knows_developer:
         result["role"] = "system"
