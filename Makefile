@@ -36,8 +36,10 @@ lint:  ## ruff and mypy
 	$(tools)/mypy --python-executable $(gateway_python) gateway
 	$(tools)/mypy --python-version 3.10 engine_adapters
 
-perf: setup  ## the measurements, with ARGS="..."
-	@exec $(gateway_python) -m perf $(ARGS)
+# The suite also wants a GIL build with the same flags (built once, minutes); without one it measures what there is.
+perf: setup  ## the measurements, with ARGS="suite --quick" or another
+	@bash setup/bootstrap.sh --tools --same-gil || bash setup/bootstrap.sh --tools --gil || true
+	@exec $(gateway_python) -m perf $(or $(ARGS),suite --out perf/results/new)
 
 soak: setup  ## the soak tests, two minutes each
 	@bash setup/bootstrap.sh --tools

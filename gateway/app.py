@@ -16,6 +16,7 @@ from gateway.api.access import check_access
 from gateway.api.admin import AdminPools
 from gateway.api.admin_workers import AdminWorker, AdminWorkers
 from gateway.api.answer import Endpoint
+from gateway.api.openapi import OpenApi
 from gateway.api.parse import ParseFunctionCall, ParseReasoning
 from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
@@ -30,7 +31,9 @@ from gateway.metrics import (
     DURATION,
     FIRST_TOKEN,
     INTER_TOKEN,
+    KEY_REQUESTS,
     PROMPT_TOKENS,
+    REFUSED,
     REQUESTS,
     STAGE,
     Cells,
@@ -42,6 +45,7 @@ MAX_REQUEST_ID = 128
 MAX_ROUTING_KEY = 256
 TIMEOUT_HEADER = "x-request-timeout"
 LONGEST_SECONDS = 86400
+REFUSALS = (401, 403, 429, 503)
 
 
 class App:
@@ -67,6 +71,7 @@ class App:
                 Route("/live", live, methods=["GET"]),
                 Route("/ready", Ready(gateway), methods=["GET"]),
                 Route("/metrics", Metrics(gateway), methods=["GET"]),
+                Route("/openapi.json", OpenApi(gateway), methods=["GET"]),
                 Route("/admin/workers", AdminWorkers(gateway), methods=["GET", "POST"]),
                 Route("/admin/workers/{name:path}", AdminWorker(gateway), methods=["GET", "PATCH", "DELETE"]),
                 Route("/admin/pools", AdminPools(gateway), methods=["GET", "PATCH"]),
@@ -83,8 +88,14 @@ class App:
         # The router raises its 404 and 405, instead of writing a text of its own, for a scope that names its app.
         scope["app"] = self
         record = scope["record"] = new_record(scope)
+        scope["key"] = quota = None
         try:
-            check_access(scope, self._gateway.config)
+            key = scope["key"] = check_access(scope, self._gateway.keys)
+            if key is not None:
+                record.key = key.name
+                if key.quota is not None:
+                    key.quota.begin()
+                    quota = key.quota
             if record.asked_seconds or self._gateway.config.request_seconds:
                 set_deadline(record, self._gateway.config.request_seconds)
             await self._router(scope, receive, send)
@@ -94,6 +105,11 @@ class App:
                 await send_error(scope, send, record.error)
         finally:
             finish(record, scope)
+            record.error = None  # its traceback knows this frame, and that the record: a cycle for the collector
+            if quota is not None:
+                quota.end()
+            if record.body_bytes:
+                self._gateway.body_memory.give(record.body_bytes)
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[dict[str, HttpLoop]]:
@@ -117,6 +133,8 @@ def finish(record: RequestRecord, scope: Scope) -> None:
         # Nothing was sent, or the error came after the first byte: what happened counts, not what the client saw.
         record.status = record.error.status
     count(record, scope["state"]["loop"].cells, now)
+    if scope["path"].startswith("/admin/") and (scope["method"] not in ("GET", "HEAD") or record.status in (401, 403)):
+        log.audit(f"{scope['method']} {scope['path']} {record.status}", **audit_fields(record, scope))
     level = logging.INFO if record.model else logging.DEBUG
     if log.logger.isEnabledFor(level):
         log.event(level, f"{scope['method']} {scope['path']} {record.status}", **log_fields(record, now))
@@ -125,6 +143,10 @@ def finish(record: RequestRecord, scope: Scope) -> None:
 def count(record: RequestRecord, cells: Cells, now: float) -> None:
     model = (record.model,)
     cells.add(REQUESTS, (record.model, str(record.status)))
+    if record.key:
+        cells.add(KEY_REQUESTS, (record.key, str(record.status)))
+    if record.error is not None and record.error.status in REFUSALS:
+        cells.add(REFUSED, (record.error.code or record.error.type,))
     if not record.routed:
         return
     cells.add(PROMPT_TOKENS, model, record.prompt_tokens)
@@ -140,15 +162,28 @@ def count(record: RequestRecord, cells: Cells, now: float) -> None:
 
 
 def log_fields(record: RequestRecord, now: float) -> dict[str, Any]:
-    fields: dict[str, Any] = {"id": record.request_id, "ms": milliseconds(record.received, now)}
+    """The outcome is "ok", or the error's code."""
+    error = record.error
+    fields: dict[str, Any] = {"id": record.request_id, "ms": milliseconds(record.received, now), "key": record.key}
+    fields["outcome"] = "ok" if error is None else error.code or error.type
+    if record.admission_seconds:
+        fields["admission_ms"] = round(record.admission_seconds * 1000, 1)
     if record.model:
         fields |= {"model": record.model, "worker": record.worker, "prompt_tokens": record.prompt_tokens}
         fields |= {"completion_tokens": record.completion_tokens}
     if record.first_token:
         fields["first_token_ms"] = milliseconds(record.received, record.first_token)
-    if record.error is not None:
-        fields["error"] = record.error.message
+    if error is not None:
+        fields["error"] = error.message
     return fields
+
+
+def audit_fields(record: RequestRecord, scope: Scope) -> dict[str, Any]:
+    """Who wanted what of an admin endpoint."""
+    query = scope["query_string"].decode("latin-1")
+    admin = "nobody" if record.status in (401, 403) else record.key or "this machine"
+    who = {"admin": admin, "client": scope["client"][0]}
+    return {"id": record.request_id, **who, "query": query, "change": record.change}
 
 
 def milliseconds(start: float, end: float) -> float:
@@ -167,6 +202,8 @@ def new_record(scope: Scope) -> RequestRecord:
             record.routing_key = value[:MAX_ROUTING_KEY].decode("latin-1")
         elif name == b"x-request-timeout":
             record.asked_seconds = value.decode("latin-1")
+        elif name == b"x-priority":
+            record.priority = value.decode("latin-1")
         elif name == b"x-server-timing":
             record.wants_timing = value == b"end"
     record.request_id = record.request_id or os.urandom(16).hex()
@@ -196,7 +233,8 @@ def as_gateway_error(error: Exception, path: str) -> GatewayError:
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, HTTPException):
-        kind = MethodNotAllowed if error.status_code == MethodNotAllowed.status else NotFound
-        return kind(f"{path}: {error.detail}")
+        if error.status_code == MethodNotAllowed.status:
+            return MethodNotAllowed(f"{path}: {error.detail}", (error.headers or {}).get("Allow", ""))
+        return NotFound(f"{path}: {error.detail}")
     log.logger.error("an error nobody expected", exc_info=error)
     return GatewayError("internal error; the gateway's log has the details")

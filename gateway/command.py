@@ -1,5 +1,5 @@
 """The command line: `python3.13t -m gateway` serves, `... doctor` examines the installation, `... parse`
-reads captured answers, `... preprocess` makes tensors of images."""
+reads captured answers, `... preprocess` makes tensors of images, `... key` makes an API key."""
 
 import gc
 import logging
@@ -7,11 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 
+from engine_adapters.tls import WorkerTlsError
 from engine_adapters.tokenizer_file import TokenizerFileError
-from gateway import config, doctor, log, parse_command, server
+from gateway import config, doctor, key_command, log, parse_command, server
+from gateway.limits import KeyFileError
+from gateway.listening import StartError
 from gateway.model import ParserNames, load_models
 from gateway.parsers.detect import UnknownParser
 from gateway.routing import AddressError, Policies, PolicyError, WorkerAddress
+from gateway.tls import TlsError
 from gateway.tokenizer import RequestTemplates
 
 USAGE_ERROR = 2
@@ -20,7 +24,10 @@ COLLECT_AFTER = 100_000
 another frees counts all the same, and on 3.13t a collection stops every thread and looks at every object."""
 
 
-FAULTS = (config.ConfigError, TokenizerFileError, UnknownParser, AddressError, PolicyError, server.StartError)
+FAULTS = (
+    *(config.ConfigError, TokenizerFileError, UnknownParser, AddressError, PolicyError),
+    *(KeyFileError, TlsError, WorkerTlsError, StartError),
+)
 """What an operator must put right."""
 
 
@@ -30,7 +37,7 @@ def preprocess(arguments: Sequence[str]) -> int:
     return preprocess_command.main(arguments)
 
 
-COMMANDS = {"doctor": doctor.main, "parse": parse_command.main, "preprocess": preprocess}
+COMMANDS = {"doctor": doctor.main, "key": key_command.main, "parse": parse_command.main, "preprocess": preprocess}
 
 
 def main(arguments: Sequence[str]) -> int:

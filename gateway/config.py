@@ -39,6 +39,11 @@ def option(default: Any, help: str, metavar: str = "", check: Check | None = Non
 class Config:
     host: str = option("127.0.0.1", "address to listen on", "ADDRESS")
     port: int = option(8000, "port to listen on; 0 takes a free one", "PORT", between(0, 65535))
+    reuse_port: bool = option(
+        False,
+        "let other processes listen on the same port, and the system share out connections (SO_REUSEPORT)",
+        default_text="off",
+    )
     model_path: tuple[str, ...] = option(
         (),
         "a Hugging Face model folder to serve, optionally under a name",
@@ -94,12 +99,25 @@ class Config:
         "[MODEL[/ROLE]=]NAME",
         default_text="cache_aware",
     )
+    worker_ca: str = option(
+        "",
+        "speak TLS with workers, and trust those whose certificate is from an authority in this PEM file; "
+        "?tls=false in a worker's URL is an exception",
+        "FILE",
+        default_text="no TLS",
+    )
+    worker_cert: str = option("", "the gateway's own certificate, for workers that want one (PEM)", "FILE")
+    worker_key: str = option("", "the key of --worker-cert (PEM)", "FILE")
     server: str = option(
         "hypercorn",
         "the HTTP server: hypercorn, or granian (HTTP in Rust, for less CPU)",
         "NAME",
         one_of("hypercorn", "granian"),
     )
+    tls_cert: str = option(
+        "", "serve HTTPS with this certificate and its chain (PEM), read again when it changes", "FILE"
+    )
+    tls_key: str = option("", "the key of --tls-cert (PEM)", "FILE")
     http_threads: int = option(
         max(1, (os.cpu_count() or 1) // 4),
         "event-loop threads that serve HTTP",
@@ -129,12 +147,28 @@ class Config:
     connect_seconds: float = option(
         5.0, "how long a request waits for a worker when none is ready", "SECONDS", between(0, 3600)
     )
+    max_concurrency: int = option(
+        0, "requests answered at a time; more of them wait; 0: any number (docs/limits.md)", "N", between(0, 1 << 20)
+    )
+    queue_size: int = option(
+        1024, "requests of each priority class that may wait for a place; more are refused", "N", between(0, 1 << 20)
+    )
+    queue_seconds: float = option(30.0, "how long a request may wait for a place", "SECONDS", between(0.001, 86400))
     max_body_mb: int = option(64, "largest request body taken, in MiB", "MIB", between(1, 4096))
+    max_bodies_mb: int = option(
+        1024,
+        "memory for request bodies in all, in MiB; a request that would need more is refused",
+        "MIB",
+        between(1, 1 << 20),
+    )
+    max_connections: int = option(
+        16384, "connections of clients to each HTTP thread; more of them are closed", "N", between(1, 1 << 20)
+    )
     body_seconds: float = option(
         120.0, "how long a client may take to send a request's body", "SECONDS", between(0.1, 86400)
     )
     dead_client_seconds: float = option(
-        30.0, "cut a client that acknowledges nothing for this long", "SECONDS", between(1, 3600)
+        30.0, "cut a client that acknowledges nothing for this long, or reads too slowly", "SECONDS", between(1, 3600)
     )
     request_seconds: float = option(
         0.0,
@@ -168,8 +202,12 @@ class Config:
         between(0.1, 60),
     )
     api_key: tuple[str, ...] = option((), "a key that clients must have one of", "KEY", default_text="no key needed")
+    api_keys: str = option(
+        "", "a TOML file of hashed keys with their limits, followed while it changes (docs/limits.md)", "FILE"
+    )
     admin_key: str = option("", "the key for /admin; without one it is open to this machine only", "KEY")
     log_format: str = option("human", "how log lines look: human or json", "FORMAT", one_of(*FORMATTERS))
+    log_prompts: bool = option(False, "log what clients send to models, which is else nowhere", default_text="off")
     log_level: str = option("info", "debug, info, warning or error", "LEVEL", one_of(*LEVELS))
     allow_gil: bool = option(False, "serve even though the GIL is on (for comparisons)", default_text="off")
 
@@ -195,9 +233,9 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python3.13t -m gateway",
         description="OpenAI-compatible gateway to LLM engines, in free-threaded Python. Without arguments it serves a\n"
-        "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation, and\n"
-        "`python3.13t -m gateway parse` reads captured answers as the gateway would, and\n"
-        "`python3.13t -m gateway preprocess` makes of images what a model would get.",
+        "demo model from an embedded simulator. `python3.13t -m gateway doctor` examines the installation,\n"
+        "`... parse` reads captured answers as the gateway would, `... preprocess` makes of images what a model would\n"
+        "get, and `... key` makes an API key.",
         epilog="Every option can also be set in the environment (GATEWAY_PORT=8080; lists are separated by spaces)\n"
         "or in a TOML file (port = 8080). The command line wins over the environment, which wins over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,6 +15,7 @@ from typing import Any
 
 from engine_adapters.base import EngineInfo, EngineLost
 from engine_adapters.step.client import StepClient
+from engine_adapters.tls import WorkerTls
 from gateway import config
 from gateway.model import Model, ParserNames, load_models
 from gateway.routing import WorkerAddress
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def examine(settings: config.Config) -> dict[str, Any]:
     """All findings; `problems` lists in words what is wrong."""
+    tls = WorkerTls.of(settings.worker_ca, settings.worker_cert, settings.worker_key)
     packages = [examine_package(module, name) for module, name in PACKAGES.items()]
     models = load_models(
         settings.model_path,
@@ -67,7 +69,7 @@ def examine(settings: config.Config) -> dict[str, Any]:
         "models": [describe(model) for model in models.values()],
         "tokenizers": [tokenizer_speed(model) for model in models.values()],
         "parsers": [parsers_of(model) for model in models.values()],
-        "workers": [asyncio.run(reach(WorkerAddress.parse(url), models)) for url in settings.worker],
+        "workers": [asyncio.run(reach(WorkerAddress.parse(url), models, tls)) for url in settings.worker],
     }
     report["problems"] = [*interpreter_problems(report["interpreter"])]
     report["problems"] += [
@@ -207,9 +209,9 @@ def megabytes_per_second(model: Model, threads: int) -> float:
     return sum(done) / 1e6 / (time.perf_counter() - started)
 
 
-async def reach(address: WorkerAddress, models: dict[str, Model]) -> dict[str, Any]:
+async def reach(address: WorkerAddress, models: dict[str, Model], tls: WorkerTls | None) -> dict[str, Any]:
     """Ask a worker what it serves."""
-    client: StepClient[object] = StepClient(address.target, lambda kind: None)
+    client: StepClient[object] = StepClient(address.target, lambda kind: None, None, tls if address.tls else None)
     started = time.perf_counter()
     try:
         info = await client.connect()

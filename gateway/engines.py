@@ -27,6 +27,7 @@ from engine_adapters.base import (
     Submission,
 )
 from engine_adapters.step.client import StepClient
+from engine_adapters.tls import WorkerTls
 from engine_adapters.trtllm.native.client import NativeClient
 from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
@@ -38,7 +39,9 @@ from gateway.threads import Command, Mailbox, Outbox, Supervisor
 
 type OnKvEvents = Callable[[Sequence[KvEvent], bool], None]
 
-ENGINES: dict[str, Callable[[str, Callable[[str], None], OnKvEvents], Engine[Choice]]] = {
+type MakeEngine = Callable[[str, Callable[[str], None], OnKvEvents, WorkerTls | None], Engine[Choice]]
+
+ENGINES: dict[str, MakeEngine] = {
     "step": StepClient,
     "trtllm": NativeClient,
     "openengine": OpenEngineClient,
@@ -139,7 +142,8 @@ class Session:
 
     async def _serve_once(self) -> None:
         make = ENGINES[self.worker.address.scheme]
-        engine = make(self.worker.address.target, self._count_fault, self._note_kv_events)
+        tls = self._thread.tls if self.worker.address.tls else None
+        engine = make(self.worker.address.target, self._count_fault, self._note_kv_events, tls)
         probing: asyncio.Task[None] | None = None
         try:
             info = await engine.connect()
@@ -298,8 +302,10 @@ class EngineThread:
         cells: Cells,
         supervisor: Supervisor,
         health_seconds: float,
+        tls: WorkerTls | None = None,
     ) -> None:
         self.health_seconds = health_seconds
+        self.tls = tls
         self.router = router
         self.admit = admit
         self.cells = cells

@@ -9,6 +9,7 @@ from gateway.config import Config
 from gateway.engines import EngineThread
 from gateway.errors import ModelNotFound
 from gateway.http_loop import HttpLoop
+from gateway.limits import Admission, ByteBudget, Keys
 from gateway.metrics import Registry
 from gateway.model import Model
 from gateway.pools import Pool
@@ -30,6 +31,9 @@ class Gateway:
     router: Router
     engine: EngineThread
     tokenize: Pool
+    keys: Keys
+    admission: Admission
+    body_memory: ByteBudget
     validators: Validators
     registry: Registry
     supervisor: Supervisor

@@ -14,14 +14,14 @@ from typing import Any
 
 from granian._granian import RSGIProtocolClosed, SocketHolder
 from granian.asgi import LifespanProtocol
-from granian.constants import Interfaces
+from granian.constants import Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from gateway.http_loop import BACKLOG, KEEP_ALIVE_SECONDS, WHEN_LEFT, WRITE_NOW, Message
+from gateway.http_loop import BACKLOG, KEEP_ALIVE_SECONDS, WHEN_LEFT, WRITE_NOW, Message, ServerSettings
 
-MAX_CONNECTIONS = 16384
-"""At once on one loop; granian's own default is its backlog of 128, with which 256 connections hung."""
+PLAIN = ServerSettings(None, max_connections=16384, slow_reader_seconds=30.0)
+"""granian's own limit for connections is its backlog of 128, with which 256 of them hung."""
 WATCH_AFTER_SECONDS = 0.05
 """To ask granian whether a client has left costs two hops between threads, which short requests do without. Nothing is
 missed by it: granian remembers."""
@@ -31,7 +31,7 @@ HTTP_VERSIONS = {"1": "1.0"}
 HAS_LEFT = {"type": "http.disconnect"}
 
 
-async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event, settings: ServerSettings = PLAIN) -> None:
     """Serve `app` on `listener` until `stopping` is set, then until the last open connection ends.
 
     The ASGI lifespan runs once around it.
@@ -40,7 +40,7 @@ async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> N
     await lifespan.startup()  # type: ignore[no-untyped-call]
     if lifespan.exc is not None:
         raise lifespan.exc
-    server = Listener(Exchanges(app, lifespan.state), listener)
+    server = Listener(Exchanges(app, lifespan.state), listener, settings)
     serving = asyncio.create_task(server.serve())
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,15 +52,19 @@ async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> N
 class Listener(Server):
     """granian's embeddable server, on a socket of ours."""
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    def __init__(self, app: Any, listener: socket.socket, settings: ServerSettings) -> None:
+        certificate, key = settings.tls.paths if settings.tls else (None, None)
         super().__init__(
             app,
             interface=Interfaces.RSGI,
             backlog=BACKLOG,
-            backpressure=MAX_CONNECTIONS,
+            backpressure=settings.max_connections,
             http1_settings=HTTP1Settings(header_read_timeout=int(KEEP_ALIVE_SECONDS * 1000)),
             websockets=False,
             log_enabled=False,
+            ssl_cert=certificate,
+            ssl_key=key,
+            ssl_protocol_min=SSLProtocols.tls12,
         )
         listener.setblocking(False)
         self._listener = listener

@@ -8,16 +8,19 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from gateway.config import Config
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
 from gateway.retries import RetryBudget
 from gateway.streams import LoopStreams
 from gateway.threads import Command, Outbox
+from gateway.tls import ServerTls
 from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
@@ -35,6 +38,19 @@ WHEN_LEFT = "gateway.when_left"
 """An extension of the ASGI scope: `(callback) -> None` has `callback()` called once on the loop if the client leaves
 before its answer is complete, but never from within `write_now`. It replaces the callback given before, and spares a
 task that waits in `receive`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What the HTTP servers are told: connections to one loop at most, and how long a client may read too slowly."""
+
+    tls: ServerTls | None
+    max_connections: int
+    slow_reader_seconds: float
+
+    @classmethod
+    def of(cls, config: Config, tls: ServerTls | None) -> Self:
+        return cls(tls, config.max_connections, config.dead_client_seconds)
 
 
 class HttpLoop:

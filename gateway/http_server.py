@@ -8,34 +8,53 @@ import contextlib
 import logging
 import socket
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.protocol import h2
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
 from gateway import log
+from gateway.errors import ClientLeft
 from gateway.http1 import Connection, Serving
-from gateway.http_loop import BACKLOG, KEEP_ALIVE_SECONDS
+from gateway.http_loop import BACKLOG, KEEP_ALIVE_SECONDS, Message, Receive, ServerSettings
+from gateway.tls import HANDSHAKE_SECONDS
+
+type Send = Callable[[Message], Awaitable[None]]
+PLAIN = ServerSettings(None, max_connections=sys.maxsize, slow_reader_seconds=30.0)
+PART_BYTES = 64 * 1024
+PROTOCOLS = ("h2", "http/1.1")
 
 
-async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event, settings: ServerSettings = PLAIN) -> None:
     """Serve `app` on `listener` until `stopping` is set, then until the last open connection ends.
 
     The ASGI lifespan runs once around it.
     """
-    loop, config = asyncio.get_running_loop(), settings()
+    loop, config = asyncio.get_running_loop(), hypercorn_settings()
     state: dict[str, Any] = {}
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     lifespan = Lifespan(wrapped, config, loop, state)
     lifespan_task = loop.create_task(lifespan.handle_lifespan())
     await lifespan.wait_for_startup()
-    http2 = Http2(wrapped, config, state)
-    serving = Serving(app, state, http2.take_over)
-    server = await loop.create_server(lambda: Connection(serving), sock=listener, backlog=BACKLOG)
+    slowest = settings.slow_reader_seconds
+    in_time: Any = InTime(app, slowest)
+    http2 = Http2(wrap_app(in_time, config.wsgi_max_body_size, "asgi"), config, state)
+    serving = Serving(app, state, http2.take_over, settings.max_connections, slowest)
+    tls = settings.tls.context(PROTOCOLS) if settings.tls else None
+    server = await loop.create_server(
+        lambda: Connection(serving),
+        sock=listener,
+        backlog=BACKLOG,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+    )
     await stopping.wait()
     server.close()
     serving.stop()
@@ -45,6 +64,60 @@ async def serve(app: Any, listener: socket.socket, stopping: asyncio.Event) -> N
     lifespan_task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await lifespan_task
+
+
+class PacedBuffer(h2.StreamBuffer):
+    """What a stream has not sent yet, such that its writer waits while that is much.
+
+    hypercorn's own (0.18) lets the writer go on whenever little was taken out, also when that was because the client
+    takes nothing: then all of an answer gathers here.
+    """
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise h2.BufferCompleteError()
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= h2.BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < h2.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+h2.StreamBuffer = PacedBuffer  # type: ignore[misc]
+
+
+class InTime:
+    """An application whose clients must read on: over HTTP/2, one that leaves its window closed has left."""
+
+    def __init__(self, app: Any, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, partial(self._send, send))
+
+    async def _send(self, send: Send, message: Message) -> None:
+        body = message.get("body", b"")
+        while len(body) > PART_BYTES:  # each part has its time
+            await self._send_in_time(send, {**message, "body": body[:PART_BYTES], "more_body": True})
+            body = body[PART_BYTES:]
+        await self._send_in_time(send, {**message, "body": body} if body else message)
+
+    async def _send_in_time(self, send: Send, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await send(message)
+        except TimeoutError:
+            raise ClientLeft("the client reads too slowly") from None
 
 
 class Http2:
@@ -66,7 +139,7 @@ class Http2:
         await TCPServer(*self._arguments, reader, writer)
 
 
-def settings() -> Config:
+def hypercorn_settings() -> Config:
     """What hypercorn's protocols need to know."""
     config = Config()
     config.keep_alive_timeout = int(KEEP_ALIVE_SECONDS)

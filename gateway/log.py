@@ -8,6 +8,10 @@ from typing import Any
 
 logger = logging.getLogger("gateway")
 SOURCES = (logger, logging.getLogger("engine_adapters"))
+_auditor = logger.getChild("audit")
+"""Has a level of its own: what admins do is told whatever --log-level is."""
+_auditor.setLevel(logging.INFO)
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 
 class HumanFormatter(logging.Formatter):
@@ -17,6 +21,10 @@ class HumanFormatter(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname:<7} {record.getMessage()}"
         line += "".join(f" {key}={value}" for key, value in _fields(record).items())
+        if not line.isprintable():
+            line = line.translate(
+                CONTROLS
+            )  # paths and errors are in clients' words, which must not make lines of their own
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
 
@@ -53,6 +61,11 @@ def configure(log_format: str, level: str) -> None:
 def event(level: int, message: str, **fields: Any) -> None:
     """Log `message` with structured fields."""
     logger.log(level, message, extra={"fields": fields})
+
+
+def audit(message: str, **fields: Any) -> None:
+    """Log what an admin did, or was not let do."""
+    _auditor.info("admin: %s", message, extra={"fields": fields})
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

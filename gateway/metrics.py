@@ -172,8 +172,8 @@ DURATION = Metric(
 STAGE = Metric(
     "gateway_stage_seconds",
     "histogram",
-    "What a request waited for: queue (a pool thread), render, tokenize (lookup: the part of it in the token cache), "
-    "route (a worker), engine (its first token).",
+    "What a request waited for: admission (a place), queue (a pool thread), render, tokenize (lookup: the part of it "
+    "in the cache), route (a worker), engine (its first token).",
     ("model", "stage"),
     LATENCY_BUCKETS,
 )
@@ -261,6 +261,33 @@ CACHED_BLOCKS = Metric(
     ("model",),
 )
 POOL_DEPTH = Metric("gateway_pool_queue_depth", "gauge", "Jobs waiting for a thread of the pool.", ("pool",))
+ADMITTED = Metric("gateway_admitted_requests", "gauge", "Places that are taken, where --max-concurrency limits them.")
+WAITING = Metric(
+    "gateway_waiting_requests", "gauge", "Requests that wait for a place, by priority class.", ("priority",)
+)
+ADMISSION_WAIT = Metric(
+    "gateway_admission_wait_seconds",
+    "histogram",
+    "What admitted requests waited for a place, by priority class.",
+    ("priority",),
+    LATENCY_BUCKETS,
+)
+REFUSED = Metric(
+    "gateway_refused_total",
+    "counter",
+    "Requests refused for a missing key, for a limit, or because nobody could answer, by the error's code.",
+    ("reason",),
+)
+BODY_BYTES = Metric("gateway_body_bytes", "gauge", "Bytes of request bodies in memory.")
+KEY_REQUESTS = Metric(
+    "gateway_key_requests_total", "counter", "Requests made with an API key, by its name.", ("key", "status")
+)
+KEY_TOKENS = Metric(
+    "gateway_key_tokens_total", "counter", "Tokens of prompts and answers that an API key used.", ("key",)
+)
+KEY_ACTIVE = Metric(
+    "gateway_key_active_requests", "gauge", "Requests at a time of an API key that has limits.", ("key",)
+)
 ACTIVE_REQUESTS = Metric("gateway_active_requests", "gauge", "Requests being answered.", ("loop",))
 
 METRICS = tuple(value for value in tuple(globals().values()) if isinstance(value, Metric))

@@ -5,7 +5,6 @@ through their loops.
 """
 
 import asyncio
-import errno
 import functools
 import gc
 import importlib
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_adapters.base import EngineInfo, Load
+from engine_adapters.tls import WorkerTls
 from gateway import log
 from gateway.api.status import unready
 from gateway.app import App
@@ -29,16 +29,22 @@ from gateway.embedded import EmbeddedExecutor
 from gateway.engines import EngineThread, WorkerUnfit
 from gateway.errors import Unavailable
 from gateway.gateway import Gateway
-from gateway.http_loop import BACKLOG, count_active
+from gateway.http_loop import ServerSettings, count_active
+from gateway.limits import Admission, ByteBudget, KeyFile, Keys
+from gateway.listening import StartError, listen, raise_open_files, server_tls
 from gateway.metrics import (
     ACTIVE_REQUESTS,
+    ADMITTED,
+    BODY_BYTES,
     CACHED_BLOCKS,
     GC_PAUSES,
     GC_SECONDS,
+    KEY_ACTIVE,
     POOL_DEPTH,
     POOL_THREADS,
     TOKEN_CACHE_BYTES,
     TOKEN_CACHE_EVICTIONS,
+    WAITING,
     WORKER_BREAKER,
     WORKER_BREAKER_OPENED,
     WORKER_IN_FLIGHT,
@@ -52,6 +58,7 @@ from gateway.metrics import (
 )
 from gateway.model import Model, load_adapters, read_aliases
 from gateway.pools import Pool
+from gateway.reload import Reloader
 from gateway.routing import STATES, BreakerRules, NameTaken, Policies, Router, WorkerAddress, role_problem
 from gateway.routing.breaker import STATES as BREAKER_STATES
 from gateway.schemas import Validators
@@ -66,10 +73,6 @@ LAST_WORDS_SECONDS = 1.0
 """How long the ends of streams, the aborts and the servers may take once the grace period is over."""
 
 
-class StartError(Exception):
-    """The gateway cannot start; the message says why and what to do."""
-
-
 class Server:
     """A running gateway. Raises StartError when the address cannot be had."""
 
@@ -77,6 +80,10 @@ class Server:
         self, config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies
     ) -> None:
         adapters = load_adapters(config.lora, models)
+        key_path = Path(config.api_keys) if config.api_keys else None
+        keys = Keys(config.api_key, config.admin_key, key_path, (*models, *adapters))
+        tls = server_tls(config)
+        worker_tls = WorkerTls.of(config.worker_ca, config.worker_cert, config.worker_key)
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
@@ -96,13 +103,17 @@ class Server:
                 for name, model in models.items()
             },
             router=router,
-            engine=EngineThread(router, admit, registry.cells(), supervisor, config.health_seconds),
+            engine=EngineThread(router, admit, registry.cells(), supervisor, config.health_seconds, worker_tls),
             tokenize=tokenize,
+            keys=keys,
+            admission=Admission(config.max_concurrency, config.queue_size, config.queue_seconds),
+            body_memory=ByteBudget(config.max_bodies_mb << 20),
             validators=Validators(),
             registry=registry,
             supervisor=supervisor,
         )
         add_gauges(self.gateway)
+        add_limit_gauges(self.gateway)
         if cache is not None:
             add_cache_gauges(registry, cache)
         count_collections(registry.cells())
@@ -110,16 +121,16 @@ class Server:
         self._watch = Watch(self.gateway, worker_file)
         self.embedded = [] if workers or worker_file else [self._embed(model) for model in models.values()]
         connect_all(self.gateway, workers)
-        app = App(self.gateway)
-        serve = serve_with(config.server)
-        self._http = [
-            HttpThread(number, serve, app, self._listener, supervisor) for number in range(config.http_threads)
-        ]
+        key_file = KeyFile(keys, key_path) if key_path else None
+        self._reloader = Reloader([each for each in (key_file, tls) if each is not None], supervisor)
+        self._scheme = "https" if tls else "http"
+        serve = functools.partial(serve_with(config.server), App(self.gateway), settings=ServerSettings.of(config, tls))
+        self._http = [HttpThread(number, serve, self._listener, supervisor) for number in range(config.http_threads)]
 
     @property
     def url(self) -> str:
         host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until a failure, or a signal once `end_on_signals` was called; False when `timeout` seconds have passed."""
@@ -153,6 +164,7 @@ class Server:
         for http in self._http:
             http.thread.join(max(0.0, deadline - time.monotonic()))
         self._watch.stop()
+        self._reloader.stop()
         for executor in self.embedded:
             executor.stop(LAST_WORDS_SECONDS)
         return 0 if supervisor.failure is None else 1
@@ -165,7 +177,7 @@ class Server:
             )
 
         def connect(address: str) -> None:
-            url = WorkerAddress.parse(f"step://{address}?model={model.name}")
+            url = WorkerAddress.parse(f"step://{address}?model={model.name}&tls=false")
             self.gateway.engine.connect(url, f"embedded-{model.name}")
 
         return EmbeddedExecutor(model.name, model.folder, self.gateway.supervisor, connect)
@@ -177,14 +189,14 @@ class Server:
             pass
 
 
-type Serve = Callable[[App, socket.socket, asyncio.Event], Coroutine[Any, Any, None]]
+type Serve = Callable[[socket.socket, asyncio.Event], Coroutine[Any, Any, None]]
 
 
-def serve_with(name: str) -> Serve:
+def serve_with(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
     """An HTTP server's coroutine; raises StartError when its package is missing."""
     module = SERVERS[name]
     try:
-        serve: Serve = importlib.import_module(module).serve
+        serve: Callable[..., Coroutine[Any, Any, None]] = importlib.import_module(module).serve
     except ImportError as error:
         raise StartError(f"--server {name} needs a package that is not installed: {error}") from error
     return serve
@@ -193,9 +205,8 @@ def serve_with(name: str) -> Serve:
 class HttpThread:
     """One HTTP event loop in a thread of its own, with its own duplicate of the listening socket."""
 
-    def __init__(self, number: int, serve: Serve, app: App, listener: socket.socket, supervisor: Supervisor) -> None:
+    def __init__(self, number: int, serve: Serve, listener: socket.socket, supervisor: Supervisor) -> None:
         self._serve = serve
-        self._app = app
         self._listener = listener.dup()
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
@@ -210,45 +221,7 @@ class HttpThread:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve(self._app, self._listener, self._stopping))
-
-
-def listen(config: Config) -> socket.socket:
-    """The one listening socket; raises StartError when the address is taken or not ours.
-
-    Accepted connections inherit its options: no Nagle delay, and an end for peers that acknowledge nothing.
-    """
-    family, kind, protocol, _, address = resolve(config)
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.dead_client_seconds * 1000))
-    try:
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        # Now, and not by each loop: duplicates share the flag, and making one of a socket that waits sets it for all.
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise StartError(
-                f"port {config.port} on {config.host} is in use; stop what uses it or choose another with --port"
-            ) from error
-        raise StartError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
-    return listener
-
-
-type Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[object, ...]]
-
-
-def resolve(config: Config) -> Resolved:
-    try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    except socket.gaierror as error:
-        raise StartError(f"--host {config.host} is not an address: {error.strerror}") from error
-    return found[0]
+            runner.run(self._serve(self._listener, self._stopping))
 
 
 def admitted_model(
@@ -341,6 +314,14 @@ def add_gauges(gateway: Gateway) -> None:
     registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
 
 
+def add_limit_gauges(gateway: Gateway) -> None:
+    registry, admission = gateway.registry, gateway.admission
+    registry.gauge(ADMITTED, lambda: [((), admission.active)])
+    registry.gauge(WAITING, lambda: [((priority,), waiting) for priority, waiting in admission.waiting()])
+    registry.gauge(BODY_BYTES, lambda: [((), gateway.body_memory.taken)])
+    registry.gauge(KEY_ACTIVE, lambda: [((name,), active) for name, active in gateway.keys.active()])
+
+
 def add_cache_gauges(registry: Registry, cache: TokenCache) -> None:
     levels = [(level,) for level in LEVELS]
     registry.gauge(TOKEN_CACHE_BYTES, lambda: zip(levels, cache.bytes_by_level(), strict=True))
@@ -368,6 +349,7 @@ def count_collections(cells: Cells) -> None:
 
 def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies) -> int:
     """Serve until a signal or a failure; returns the exit code. Raises StartError."""
+    raise_open_files()
     server = Server(config, models, workers, policies)
     server.end_on_signals()
     log.event(logging.INFO, f"listening on {server.url}")
@@ -382,9 +364,10 @@ def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], 
 def announce(server: Server) -> None:
     """The ready line, and a command to paste."""
     model = next(iter(server.gateway.models))
+    key = '-H "authorization: Bearer $KEY" ' if server.gateway.keys.are_needed else ""
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     sys.stdout.write(
         f"Ready: {server.url}\n  curl -N {server.url}/v1/chat/completions "
-        f"-H 'content-type: application/json' \\\n    -d '{body}'\n"
+        f"-H 'content-type: application/json' {key}\\\n    -d '{body}'\n"
     )
     sys.stdout.flush()

@@ -38,7 +38,28 @@ class ChatInput:
             for part in [content] if isinstance(content, str) else content or ():
                 text = part if isinstance(part, str) else part.get("text")
                 size += len(text) if isinstance(text, str) else 0
-        return size
+            if "tool_calls" in message:
+                size += json_characters(message["tool_calls"])
+        return size + json_characters(self.tools) + json_characters(self.documents)
+
+
+ENOUGH_CHARACTERS = 2500
+"""More than what is prepared on an event loop (pools.INLINE_CHARACTERS); counting on would cost time there."""
+
+
+def json_characters(value: Any) -> int:
+    """Roughly how long a JSON value is as text, or ENOUGH_CHARACTERS and more."""
+    size, left = 0, [value]
+    while left and size < ENOUGH_CHARACTERS:
+        each = left.pop()
+        if isinstance(each, str):
+            size += len(each)
+        elif isinstance(each, dict):
+            size += sum(map(len, each))
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +115,11 @@ class Reading:
     streams_reasoning: bool = True
 
 
+CHARACTERS_PER_TOKEN = 4
+UNLIMITED_ANSWER = 1024
+"""Tokens of an answer that may take what the context has room for, as a guess."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What every endpoint lowers its body to. Ids are little-endian u32."""
@@ -123,6 +149,12 @@ class GenerateRequest:
     """False: the client wants one reply."""
     truncate_prompt_tokens: int | None = None
     """Keep only this many tokens of the prompt, its last ones."""
+
+    def most_tokens(self) -> int:
+        """A guess at how many tokens it takes, made before the prompt is tokenized."""
+        source = self.input
+        tokens = len(source.token_ids) // 4 if isinstance(source, TokensInput) else 0
+        return tokens + source.characters // CHARACTERS_PER_TOKEN + self.n * (self.max_tokens or UNLIMITED_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +290,17 @@ class RequestRecord:
     handoff_seconds: float = 0.0
     """From the end of the prefill to the first token of the decode, where two workers share a request."""
     last_token: float = 0.0
+    admission_seconds: float = 0.0
+    """Before the other stages: for a place among those that are answered."""
     model: str = ""
     worker: str = ""
+    key: str = ""
+    """The name of the client's API key."""
+    change: str = ""
+    """What an admin asks to be changed, as JSON."""
+    body_bytes: int = 0
+    priority: str | None = None
+    """The client's x-priority."""
     routing_key: str = ""
     """The client's x-routing-key."""
     asked_seconds: str = ""

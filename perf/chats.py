@@ -124,7 +124,7 @@ def get(port: int, path: str) -> str:
 def run_chats(ports: list[int], options: argparse.Namespace, log: Log) -> None:
     dice = random.Random(1)
     systems = [words(dice, 500) for _ in range(options.system_prompts)]
-    running = []
+    running: list[threading.Thread] = []
     end = time.monotonic() + options.seconds
     while (pause := dice.expovariate(options.rate)) + time.monotonic() < end:
         time.sleep(pause)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from engine_adapters.base import EngineInfo, KvRemoved, KvStored, Load
 from gateway.routing import POLICIES, BreakerRules, Policies, Query, Router, Worker, WorkerAddress, WorkerState
 from gateway.routing.blocks import BlockIndex, CachedBlocks, block_keys, seed_for
-from perf.processes import resident_mb
+from perf.machine import resident_mb
 from perf.report import table
 
 FLEETS = (8, 64, 240, 2048)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from engine_adapters.base import Delivery, Submission
 from engine_adapters.step.client import StepClient
-from perf import processes
-from perf.processes import ROOT
+from perf import machine, processes
+from perf.machine import ROOT
 from perf.report import spread, table
 from perf.samples import WARM_TOKENS
 
@@ -50,9 +50,9 @@ async def executor_us(port: int, pid: int, streams: int, tokens: int) -> float:
     for key in range(streams):
         client.submit([key], Submission(f"r{key}", array("I", [5, 6, 7]).tobytes(), tokens, ignore_eos=True))
     await count.warm.wait()
-    started, before = processes.cpu_ns(pid), sum(count.tokens)
+    started, before = machine.cpu_ns(pid), sum(count.tokens)
     await count.first_end.wait()
-    used, passed = processes.cpu_ns(pid) - started, sum(count.tokens) - before
+    used, passed = machine.cpu_ns(pid) - started, sum(count.tokens) - before
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await client.close()

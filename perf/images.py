@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from gateway.multimodal import FAMILIES
-from perf.processes import ROOT
+from perf.machine import ROOT
 from perf.report import table
 
 FREE_PYTHON = ROOT / ".venv/bin/python3.13t"

@@ -1,13 +1,13 @@
 """The processes of a measurement: started with a first line that says where they are, ended by their `with`."""
 
-import argparse
 import json
-import os
 import re
+import signal
+import socket
 import subprocess
-import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from perf import stamps
+from perf.builds import Build
+from perf.machine import ROOT
 from perf.samples import WORD
 from perf.stamps import Arrivals
 
-ROOT = Path(__file__).parent.parent
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,64 +41,29 @@ class Process:
         """What left it so far."""
         return [] if self.stamps is None else stamps.read(self.stamps)
 
+    def url(self, model: str = "") -> str:
+        """As gateways name it."""
+        return f"{self.wire}://127.0.0.1:{self.port}" + (f"?model={model}" if model else "")
+
 
 @contextmanager
-def word_simulator(*options: str, wire: str = "step") -> Iterator[Process]:
+def word_simulator(*options: str, build: Build, wire: str = "step") -> Iterator[Process]:
     """The simulator: every token is samples.WORD, every step is stamped, prompts and large batches cost nothing."""
-    with _folder() as folder:
-        script, stamp_file = folder / "script.json", folder / "stamps"
+    with folder() as place:
+        script, stamp_file = place / "script.json", place / "stamps"
         script.write_text(json.dumps([{"steps": [WORD], "finish": "repeat"}]))
         answers = ("--ignore-eos", "--output", f"script:{script}")
         costs = ("--prefill-tps", "1e9", "--decode-per-request-ms", "0", "--max-running", "100000")
-        with _started("perf.stamped_simulator", str(stamp_file), "--wire", wire, *answers, *costs, *options) as popen:
+        module = ("perf.stamped_simulator", str(stamp_file), "--wire", wire)
+        command = [build.python, "-m", *module, *answers, *costs, *options]
+        with started(command, env=build.environment) as popen:
             yield Process(popen, port_of_json(popen), stamp_file, wire)
 
 
 @contextmanager
-def gateway(
-    worker: Process, options: argparse.Namespace, *launcher: str, settings: Sequence[str] = ()
-) -> Iterator[Process]:
-    """A gateway before `worker`; `launcher` is another module to start it, and what that wants before our options."""
-    chosen = ["--http-threads", str(options.http_threads), "--server", options.server]
-    fixed = ["--worker", f"{worker.wire}://127.0.0.1:{worker.port}", "--port", "0", "--log-level", "warning"]
-    with _started(*launcher or ("gateway",), *fixed, *chosen, *settings) as popen:
-        yield Process(popen, _port_of(first_line(popen)))
-
-
-@contextmanager
-def bare_app(options: argparse.Namespace, *arguments: str) -> Iterator[Process]:
-    with _folder() as folder:
-        stamps = folder / "stamps"
-        own = ("--stamps", str(stamps), "--server", options.server)
-        with _started("perf.bare_app", *own, *arguments) as popen:
-            yield Process(popen, _port_of(first_line(popen)), stamps)
-
-
-def add_gateway_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
-    parser.add_argument("--server", default="hypercorn", metavar="NAME", help="the HTTP server of both")
-
-
-def cpu_ns(pid: int) -> int:
-    """CPU time that all threads of a process have used, user and system: /proc/PID/stat's, but in nanoseconds."""
-    return time.clock_gettime_ns((~pid << 3) | 2)  # the kernel's number for "CPU clock of that process"
-
-
-def resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="gateway-perf-") as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def _started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with started([sys.executable, "-m", module, *arguments]) as popen:
-        yield popen
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gateway-perf-") as place:
+        yield Path(place)
 
 
 @contextmanager
@@ -112,7 +79,7 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
     try:
         yield popen
     finally:
-        popen.kill()
+        popen.send_signal(signal.SIGKILL)
         popen.wait()
 
 
@@ -129,9 +96,30 @@ def first_line(popen: subprocess.Popen[str]) -> str:
     return line
 
 
-def _port_of(line: str) -> int:
+def port_of(line: str) -> int:
     """The port in "Ready: http://127.0.0.1:8000"."""
     found = re.search(r"http://[^ ]*:(\d+)", line)
     if found is None:
         raise RuntimeError(f"expected a ready line, got {line!r}")
     return int(found[1])
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def wait_until_ready(url: str, popen: subprocess.Popen[str]) -> None:
+    """Until it answers 200; raises RuntimeError when the process ends or that takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and popen.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                if response.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"{popen.args!r} is not ready; exit code {popen.poll()}")

@@ -11,11 +11,15 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from perf import processes, requests, samples
+from perf import arms, builds, samples
+from perf.arms import Arm
+from perf.load import Flow, Job, run
+from perf.measure import steady
+from perf.processes import word_simulator
 from perf.report import table
-from perf.streaming import Bench
 
 Stack = list[tuple[str, str]]
 """(path of the file, function), innermost first."""
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         switch, dump = str(Path(folder, "switch")), Path(folder, "dump")
         os.mkfifo(switch)
         launcher = ("perf.profiled_gateway", switch, str(dump))
-        total, unit = (request_cpu if options.what == "requests" else token_cpu)(options, switch, launcher)
+        total, unit = measured(options, switch, launcher)
         stacks = list(read_stacks(dump.read_text()))
     sys.stdout.write(f"{total:.1f} µs per {unit}; {len(stacks)} samples\n\n")
     for name, rows_of in TABLES:
@@ -70,38 +74,35 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3.13t -m perf profile", description=__doc__)
     parser.add_argument("what", choices=["tokens", "requests"], help="the load: streams, or one-token requests")
     parser.add_argument("--streams", type=int, default=64, metavar="N")
-    parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens a stream")
+    parser.add_argument("--seconds", type=float, default=8.0, metavar="N", help="of each of the two runs")
     parser.add_argument("--step-ms", type=float, default=21.3, metavar="MS", help="no multiple of the tick")
-    parser.add_argument("--requests", type=int, default=20000, metavar="N")
     parser.add_argument("--whole", action="store_true", help="requests: not streamed")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N")
-    processes.add_gateway_options(parser)
+    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
+    parser.add_argument("--server", default="hypercorn", metavar="NAME")
     parser.add_argument("--top", type=int, default=25, metavar="N", help="rows of each table")
     return parser.parse_args(arguments)
 
 
-def token_cpu(options: argparse.Namespace, switch: str, launcher: Sequence[str]) -> tuple[float, str]:
-    """Samples a wave of streams; returns the µs of a token in a wave that is not sampled, and "token"."""
-    with (
-        processes.word_simulator("--decode-base-ms", str(options.step_ms)) as worker,
-        processes.gateway(worker, options, *launcher) as server,
-    ):
-        bench = Bench(server, worker, samples.CHAT_PATH, options.tokens)
-        cpu_us = bench.run(options.streams).cpu_us
-        bench.run(options.streams, profile_switch=switch)
-        return cpu_us, "token"
-
-
-def request_cpu(options: argparse.Namespace, switch: str, launcher: Sequence[str]) -> tuple[float, str]:
-    """The same for one-token requests."""
-    with (
-        processes.word_simulator("--speed", "0") as worker,
-        processes.gateway(worker, options, *launcher) as server,
-    ):
-        path, stream = samples.CHAT_PATH, not options.whole
-        cpu_us = requests.run(server, path, stream, options).cpu_us
-        requests.run(server, path, stream, options, profile_switch=switch)
-        return cpu_us, "request"
+def measured(options: argparse.Namespace, switch: str, launcher: tuple[str, ...]) -> tuple[float, str]:
+    """Samples a run; returns the µs of a token or request in a run that is not sampled, and "token" or "request"."""
+    found = builds.find()
+    build, helper = found[0], builds.helper(found)
+    settings = ("--http-threads", str(options.http_threads), "--server", options.server)
+    pace = ("--decode-base-ms", str(options.step_ms)) if options.what == "tokens" else ("--speed", "0")
+    arm = Arm(build.name, build, settings, launcher=launcher)
+    with word_simulator(*pace, build=helper) as engine, arms.start(arm, [engine]) as front:
+        if options.what == "tokens":
+            flow = steady(front, options.streams)
+        else:
+            request = samples.http_request(front.path, stream=not options.whole, max_tokens=1)
+            flow = Flow("requests", [request], connections=options.concurrency)
+        job = Job(front.port, {"front": front.pids}, [flow], 1.0, options.seconds)
+        quiet = run(job, helper)
+        run(replace(job, profile_switch=switch), helper)
+    done = quiet.flows[flow.name]
+    count = done.tokens if options.what == "tokens" else done.ended
+    return 1e6 * quiet.usage["front"].cpu / count, options.what.removesuffix("s")
 
 
 def read_stacks(dump: str) -> Iterator[Stack]:

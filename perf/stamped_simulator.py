@@ -11,6 +11,7 @@ from engine_adapters.simulator.__main__ import WIRES, make_engine, parse_argumen
 from engine_adapters.simulator.engine import Harness
 from engine_adapters.step.server import Output
 from engine_adapters.step.session import Stream
+from perf.idle import note_idle_time
 from perf.stamps import StampFile
 
 
@@ -20,10 +21,12 @@ class Stamped:
     def __init__(self, harness: Harness, stamps: StampFile) -> None:
         self._harness = harness
         self._stamps = stamps
+        self.idle = 0.0
+        """Seconds that the engine waited for its host before the step under way."""
 
     def emit(self, step: int, outputs: Iterable[Output], logprobs: Mapping[Stream, Logprobs]) -> None:
         outputs = list(outputs)
-        self._stamps.note(sum(len(token_ids) for _, token_ids, _ in outputs))
+        self._stamps.note(sum(len(token_ids) for _, token_ids, _ in outputs), self.idle)
         self._harness.emit(step, outputs, logprobs)
 
     def emit_kv_events(self, events: Iterable[KvEvent]) -> None:
@@ -38,9 +41,11 @@ async def serve(stamps: Path, arguments: list[str]) -> None:
     engine = make_engine(options)
     server = WIRES[options.wire](engine)
     port = await server.start("127.0.0.1", 0)
+    stamped = Stamped(server, StampFile(stamps))
+    note_idle_time(engine, stamped)
     sys.stdout.write(json.dumps({"address": f"127.0.0.1:{port}"}) + "\n")
     sys.stdout.flush()
-    await engine.run(Stamped(server, StampFile(stamps)))
+    await engine.run(stamped)
 
 
 if __name__ == "__main__":

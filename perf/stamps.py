@@ -1,10 +1,10 @@
-"""When tokens left their source: a file of (monotonic time, tokens), one entry for each step."""
+"""When tokens left their source: a file of (monotonic time, tokens, idle seconds before), one entry for each step."""
 
 import struct
 import time
 from pathlib import Path
 
-ENTRY = struct.Struct("<dI")
+ENTRY = struct.Struct("<dId")
 
 Arrivals = list[tuple[float, int]]
 """(monotonic time, tokens at that time), in order."""
@@ -16,13 +16,19 @@ class StampFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
 
-    def note(self, tokens: int) -> None:
+    def note(self, tokens: int, idle: float = 0.0) -> None:
         if tokens:
-            self._file.write(ENTRY.pack(time.monotonic(), tokens))
+            self._file.write(ENTRY.pack(time.monotonic(), tokens, idle))
 
 
 def read(path: Path) -> Arrivals:
-    return list(ENTRY.iter_unpack(path.read_bytes()))
+    return [(moment, tokens) for moment, tokens, _ in ENTRY.iter_unpack(path.read_bytes())]
+
+
+def idle_seconds(path: Path, begins: float, ends: float) -> float:
+    """How long the source had nothing to do between two moments, although streams were waiting."""
+    entries = ENTRY.iter_unpack(path.read_bytes())
+    return float(sum(idle for moment, _, idle in entries if begins <= moment < ends))
 
 
 def added_latencies(sent: Arrivals, received: Arrivals, skip: int, count: int) -> list[tuple[float, int]]:

@@ -9,10 +9,7 @@ import argparse
 import asyncio
 import json
 import os
-import pydoc_data.topics
-import random
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +19,15 @@ import tokenizers
 
 from gateway.__main__ import ENVIRONMENT
 from gateway.api.body import parse
-from gateway.api.conversation import read_message
+from gateway.api.conversation import read_conversation
 from gateway.api.reply import quoted
 from gateway.model import DEMO_FOLDER
 from gateway.parsers.stop import StopScanner, StopStrings
 from gateway.pools import Pool
 from gateway.threads import Supervisor
 from gateway.tokenizer import ChatTemplate, DetokenizerTable, Encoder, Structure, TokenCache, Tokenizer
-from gateway.types import ChatInput
-from perf import sharing
 from perf.report import table
+from perf.samples import corpus
 
 CACHE_BYTES = 256 << 20
 TEMPLATES = {
@@ -76,17 +72,6 @@ class Bench:
         return min(found) * 1e3
 
 
-def corpus() -> str:
-    """English, code and some of everything else, in pieces of a few thousand characters; what every Python has."""
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    texts = [path.read_text("utf-8", errors="ignore") for path in sources] + list(pydoc_data.topics.topics.values())
-    other = "".join(path.read_text("utf-8") for path in sorted((DEMO_FOLDER.parent / "texts").glob("*.txt")))
-    pieces = [text[start : start + 3000] for text in texts for start in range(0, len(text), 3000)]
-    pieces += [other[start : start + 3000] for start in range(0, len(other), 3000)]
-    random.Random(0).shuffle(pieces)
-    return "\n".join(pieces)
-
-
 def conversation(bench: Bench, tokens: int, newest: str) -> bytes:
     """A body of so many tokens in turns of about 800, the newest one a given text."""
     text = bench.text(tokens)
@@ -102,8 +87,7 @@ def prepare(bench: Bench, encode: Callable[[str], object], body: bytes, marks: l
     moments = [clock()]
     fields = parse(body)
     moments.append(clock())
-    messages = fields.each("messages", read_message)
-    text = bench.template.render(ChatInput(messages))
+    text = bench.template.render(read_conversation(fields))
     moments.append(clock())
     encode(text)
     moments.append(clock())
@@ -237,7 +221,6 @@ FIGURES: dict[str, Callable[[Bench], Iterator[list[str]]]] = {
     "1": multi_turn,
     "2": same_prompt,
     "3": many_threads,
-    "4": sharing.shared_and_new,
     "5": tokens_to_text,
 }
 
@@ -261,8 +244,4 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", default=str(DEMO_FOLDER / "tokenizer.json"), metavar="FILE")
     parser.add_argument("--only", nargs="+", default=list(FIGURES), choices=list(FIGURES), help="figures")
     parser.add_argument("--rounds", type=int, default=7, metavar="N")
-    parser.add_argument("--clients", type=int, default=32, metavar="N", help="of figure 4")
-    parser.add_argument("--requests", type=int, default=96, metavar="N", help="of figure 4")
-    parser.add_argument("--http-threads", type=int, default=1, metavar="N")
-    parser.add_argument("--server", default="hypercorn", metavar="NAME")
     return parser.parse_args(arguments)

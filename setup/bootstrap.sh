@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv ready, and with --tools and --gil also .venv-tools and .venv-gil; does nothing when they are.
+# Makes .venv ready, and with --tools and --gil also .venv-tools and .venv-gil; does nothing when they are. --same-gil
+# builds a GIL CPython from source, with the flags of 3.13t, so that measurements compare like with like.
 #
 #   GATEWAY_PYTHON      a free-threaded CPython 3.13 to use
 #   GATEWAY_GIL_PYTHON  a GIL CPython to use for lint and tests
@@ -37,22 +38,28 @@ PYTHON=
 
 wanted_tools=
 wanted_gil=
+wanted_same_gil=
 for argument in "$@"; do
     case $argument in
         --tools) wanted_tools=1 ;;
         --gil) wanted_gil=1 ;;
+        --same-gil) wanted_gil=1 wanted_same_gil=1 ;;
         --has-gil)
             find_gil_3_13 >/dev/null
             exit
             ;;
-        *) fail "unknown option $argument" "usage: setup/bootstrap.sh [--tools] [--gil] [--has-gil]" ;;
+        *) fail "unknown option $argument" "usage: setup/bootstrap.sh [--tools] [--gil] [--same-gil] [--has-gil]" ;;
     esac
 done
 
 pending=()
 environment_is_ready .venv "$HERE/gateway.lock" "${GATEWAY_PYTHON:-}" || pending+=(gateway)
 [[ -z $wanted_tools ]] || environment_is_ready .venv-tools "$HERE/tools.lock" "${GATEWAY_GIL_PYTHON:-}" || pending+=(tools)
-[[ -z $wanted_gil ]] || environment_is_ready .venv-gil "$HERE/gateway.lock" "${GATEWAY_GIL_PYTHON:-}" || pending+=(gil)
+if [[ -n $wanted_gil ]]; then
+    # Which one it is made from changes when another one has been built or named.
+    chosen=$(if [[ -z $wanted_same_gil || -n ${GATEWAY_GIL_PYTHON:-}$(built_gil) ]]; then find_gil_3_13; fi || true)
+    [[ -n $chosen ]] && environment_is_ready .venv-gil "$HERE/gateway.lock" "$chosen" || pending+=(gil)
+fi
 ((${#pending[@]})) || exit 0
 
 mkdir -p "$CACHE" "$WORK"

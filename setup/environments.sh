@@ -115,22 +115,35 @@ plan_tools() {
     TOOLS_PYTHON=$(find_tools_python) || lack "a CPython from 3.10 to 3.14 with venv and pip, for lint and tests" python3-venv
 }
 
-make_tools() { make_gil_environment .venv-tools "$TOOLS_PYTHON" tools.lock "lint and test tools"; }
+make_tools() {
+    make_gil_environment .venv-tools "$TOOLS_PYTHON" tools.lock "lint and test tools" "${GATEWAY_GIL_PYTHON:-}"
+}
 
 plan_gil() {
+    if [[ -n $wanted_same_gil && -z ${GATEWAY_GIL_PYTHON:-} && -z $(built_gil) ]]; then
+        say "A GIL CPython 3.13 will be built from the distribution's source package, with the flags of 3.13t."
+        needs_of_cpython
+        return
+    fi
     GIL_PYTHON=$(find_gil_3_13) ||
         lack "a GIL CPython 3.13, for test-gil: on PATH as python3.13, from pyenv or uv, or named in GATEWAY_GIL_PYTHON"
 }
 
-make_gil() { make_gil_environment .venv-gil "$GIL_PYTHON" gateway.lock "GIL environment"; }
+make_gil() {
+    if [[ -z ${GIL_PYTHON:-} ]]; then
+        get_gil
+        GIL_PYTHON=$(find_gil_3_13)
+    fi
+    make_gil_environment .venv-gil "$GIL_PYTHON" gateway.lock "GIL environment" "$GIL_PYTHON"
+}
 
-# make_gil_environment NAME PYTHON LOCK TITLE: all its wheels are published.
+# make_gil_environment NAME PYTHON LOCK TITLE CHOSEN: all its wheels are published.
 make_gil_environment() {
     local wheels
     wheels="$CACHE/wheels/$("$2" -I -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-$PLATFORM"
     stage "$4: packages" 20 "Is the package index reachable (pip's own configuration is used)?" \
         open_environment "$1" "$2" "$HERE/$3" "$wheels"
     stage "$4" 20 "Remove $1 if it is in use by something else." \
-        fill_environment "$1" "$HERE/$3" "$wheels" "${GATEWAY_GIL_PYTHON:-}"
+        fill_environment "$1" "$HERE/$3" "$wheels" "$5"
     seal "$1"
 }

@@ -26,8 +26,9 @@ uv_finds() {
     ! command -v uv >/dev/null || UV_PYTHON_DOWNLOADS=never timeout 20 uv python find --system "$1" 2>/dev/null || true
 }
 
+# cached_interpreters t|"": the folders of those with or without free threading, newest first.
 cached_interpreters() {
-    [[ ! -d $CACHE/python ]] || find "$CACHE/python" -maxdepth 1 -name "cpython-*t-$PLATFORM" | sort -rV
+    [[ ! -d $CACHE/python ]] || find "$CACHE/python" -maxdepth 1 -name "cpython-*[0-9]$1-$PLATFORM" | sort -rV
 }
 
 # Where a free-threaded 3.13 may be, best first, one a line.
@@ -35,7 +36,7 @@ free_threaded_candidates() {
     local folder
     on_path python3.13t
     uv_finds 3.13t
-    while read -r folder; do printf '%s\n' "$folder/bin/python3.13t"; done < <(cached_interpreters)
+    while read -r folder; do printf '%s\n' "$folder/bin/python3.13t"; done < <(cached_interpreters t)
 }
 
 # Sets PYTHON when a free-threaded 3.13 is already here.
@@ -64,9 +65,16 @@ first_gil() {
     return 1
 }
 
+# The one built here first: it has the flags of the free-threaded one, which makes a comparison fair.
 find_gil_3_13() {
-    first_gil 3.13 3.13 "${GATEWAY_GIL_PYTHON:-}" "$(on_path python3.13)" "$(on_path python3)" \
+    first_gil 3.13 3.13 "${GATEWAY_GIL_PYTHON:-}" "$(built_gil)" "$(on_path python3.13)" "$(on_path python3)" \
         "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13.*/bin/python3.13 "$(uv_finds 3.13)"
+}
+
+built_gil() {
+    local folder
+    folder=$(cached_interpreters "" | head -n 1)
+    [[ -z $folder ]] || printf '%s' "$folder/bin/python3.13"
 }
 
 find_tools_python() {
@@ -76,12 +84,12 @@ find_tools_python() {
         "$(uv_finds 3.12)"
 }
 
-# adopt FOLDER: moves a finished interpreter tree into the cache in one step.
+# adopt FOLDER t|"": moves a finished interpreter tree into the cache in one step.
 adopt() {
-    local version target
-    probe_free_threaded "$1/bin/python3.13t" >/dev/null || return 1
-    version=$("$1/bin/python3.13t" -I -c 'import platform; print(platform.python_version())')
-    target="$CACHE/python/cpython-${version}t-$PLATFORM"
+    local version target python=$1/bin/python3.13$2
+    probe "$python" "$2" 3.13 3.13 >/dev/null || return 1
+    version=$("$python" -I -c 'import platform; print(platform.python_version())')
+    target="$CACHE/python/cpython-$version$2-$PLATFORM"
     mkdir -p "$CACHE/python"
     rm -rf "$target"
     mv -T "$1" "$target"
@@ -108,7 +116,7 @@ unpack_interpreter() {
     rm -rf "$folder"
     mkdir -p "$folder"
     tar -xJf "$1" -C "$folder" --no-same-owner
-    adopt "$(find "$folder" -path '*/bin/python3.13t' | sed 's|/bin/python3.13t$||' | head -n 1)"
+    adopt "$(find "$folder" -path '*/bin/python3.13t' | sed 's|/bin/python3.13t$||' | head -n 1)" t
 }
 
 uv_installs() { timeout 180 uv python install 3.13t; }
@@ -195,14 +203,16 @@ fetch_source() {
     rm -rf "$WORK/source" "$WORK/apt"
 }
 
+# build_cpython t|"": with or without free threading, and the same flags otherwise.
 # Resumes where it was cut off: configure's and make's own state is in the tree.
 build_cpython() {
-    local version prefix
+    local version prefix threading=()
+    [[ $1 != t ]] || threading=(--disable-gil)
     cd "$WORK/cpython"
     version=$(sed -n 's/^#define PY_VERSION  *"\(.*\)"/\1/p' Include/patchlevel.h)
-    prefix="$CACHE/python/cpython-${version}t-$PLATFORM"
+    prefix="$CACHE/python/cpython-$version$1-$PLATFORM"
     if [[ ! -e configured ]]; then
-        ./configure --disable-gil --prefix="$prefix" --with-ensurepip=no --disable-test-modules \
+        ./configure "${threading[@]}" --prefix="$prefix" --with-ensurepip=no --disable-test-modules \
             --without-static-libpython OPT='-DNDEBUG -fwrapv -O3 -g0 -Wall'
         : >configured
     fi
@@ -213,17 +223,25 @@ build_cpython() {
     fi
     rm -rf "$WORK/installed"
     make altinstall DESTDIR="$WORK/installed" >/dev/null
-    rm -rf "$WORK/installed$prefix"/lib/python3.13t/{idlelib,turtledemo}
+    rm -rf "$WORK/installed$prefix/lib/python3.13$1"/{idlelib,turtledemo}
     # It runs from where it lies, so it can be looked over before it takes its place.
-    adopt "$WORK/installed$prefix"
+    adopt "$WORK/installed$prefix" "$1"
 }
 
 # Gets a free-threaded 3.13 by the cheapest way that works, and sets PYTHON.
 get_free_threaded() {
     stage "CPython 3.13t source" 30 "Is the package archive reachable? Or name an interpreter in GATEWAY_PYTHON." \
         fetch_source_once
-    stage "CPython 3.13t build" $((35 + 220 / CORES)) "The log has the compiler's message." build_cpython
+    stage "CPython 3.13t build" $((35 + 220 / CORES)) "The log has the compiler's message." build_cpython t
     find_free_threaded || fail "the interpreter that was just built does not pass its check"
+}
+
+# A GIL build from the same source, for comparisons.
+get_gil() {
+    stage "CPython 3.13 source" 30 "Is the package archive reachable? Or name an interpreter in GATEWAY_GIL_PYTHON." \
+        fetch_source_once
+    stage "CPython 3.13 build" $((35 + 220 / CORES)) "The log has the compiler's message." build_cpython ""
+    rm -rf "$WORK/cpython" "$WORK/installed"
 }
 
 fetch_source_once() { [[ -d $WORK/cpython ]] || fetch_source; }

@@ -191,7 +191,7 @@ class Gateway(Process):
         self._clients: dict[int, httpx.Client] = {}
         super().__init__([sys.executable, *program, *words], env)
         try:
-            self.url = self.line(r"listening on (http://[^\s\"]+)")[1]
+            self.url = self.line(r"listening on (https?://[^\s\"]+)")[1]
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise

@@ -3,7 +3,7 @@
 import re
 from dataclasses import fields
 
-from gateway import parse_command, preprocess_command
+from gateway import key_command, parse_command, preprocess_command
 from gateway.config import Config, as_markdown, parser
 from tests.processes import ROOT
 
@@ -25,14 +25,14 @@ def test_the_configuration_page_has_every_option_of_the_command_line() -> None:
 
 def test_every_option_in_the_documents_exists() -> None:
     known = {f"--{item.name.replace('_', '-')}" for item in fields(Config)} | {"--config", "--help", "--json"}
-    for command_parser in (parse_command.parser(), preprocess_command.parser()):
-        known |= {flag for action in command_parser._actions for flag in action.option_strings}
+    for command in (key_command, parse_command, preprocess_command):
+        known |= {flag for action in command.parser()._actions for flag in action.option_strings}
 
     for path in DOCS:
         for line in path.read_text("utf-8").splitlines():
             if "-m gateway" in line and "simulator" not in line:
-                command = line.partition("-m gateway")[2].partition("`")[0]
-                assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", command)) <= known, f"{path.name}: {line}"
+                words = line.partition("-m gateway")[2].partition("`")[0]
+                assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", words)) <= known, f"{path.name}: {line}"
 
 
 def test_every_file_that_the_documents_name_exists() -> None:

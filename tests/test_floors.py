@@ -10,11 +10,11 @@ from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
     {"errors", "health", "log", "metrics", "retries"},
-    {"config", "schemas", "threads", "types"},
-    {"generation_config", "multimodal", "parsers", "pools", "routing", "streams", "tokenizer"},
+    {"config", "schemas", "threads", "tls", "types"},
+    {"generation_config", "limits", "multimodal", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},
     {"decoder", "embedded", "engines", "model"},
-    {"doctor", "http_loop", "parse_command", "preprocess_command", "submissions", "worker_file"},
-    {"gateway", "http1", "leg"},
+    {"doctor", "http_loop", "key_command", "parse_command", "preprocess_command", "submissions", "worker_file"},
+    {"gateway", "http1", "leg", "listening"},
     {"prepare"},
     {"generate"},
     {"api", "granian_server", "http_server", "watch"},

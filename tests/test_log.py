@@ -60,3 +60,21 @@ def test_what_engine_adapters_say_is_in_the_log(capsys: pytest.CaptureFixture[st
     logging.getLogger("engine_adapters.trtllm").info("%s does without %s", "gpu-1", "GetLoad")
 
     assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    gpu-1 does without GetLoad\n"
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_admins_do_is_told_at_every_level(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("human", "error")
+    log.event(logging.WARNING, "not shown")
+    log.audit("PATCH /admin/pools 200", admin="ops")
+
+    assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    admin: PATCH /admin/pools 200 admin=ops\n"
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_clients_say_makes_no_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("human", "info")
+    log.event(logging.INFO, "GET /a\n12:00:00 INFO forged", error="\x1b[2J \x85é")
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(r"GET /a\x0a12:00:00 INFO forged error=\x1b[2J \x85é")

@@ -12,7 +12,7 @@ import pytest
 from engine_adapters.base import FinishReason
 from gateway import command
 from gateway.config import Config
-from gateway.server import StartError, listen
+from gateway.listening import StartError, listen
 from tests import chat
 from tests.demo_model import ids_of
 from tests.executor import FakeExecutor, flood

@@ -3,8 +3,8 @@
 grpc.aio costs 43-50 µs for a message it receives, this a few: one read of the socket brings what an engine step said to
 all requests, and their messages are handed over from there, without a task or a thread between.
 
-It reads all that comes at once, whoever waits for it: what is received is bounded by what is asked for. Plain text
-only, no compression. RFC 9113 and gRPC's "PROTOCOL-HTTP2" say how both look on the wire.
+It reads all that comes at once, whoever waits for it: what is received is bounded by what is asked for. No compression.
+RFC 9113 and gRPC's "PROTOCOL-HTTP2" say how both look on the wire.
 """
 
 from engine_adapters.http2.connection import Connection, Metadata, Receiver, connect

@@ -5,6 +5,7 @@ Threads: none of its own. A connection belongs to the event loop it was made on.
 
 import asyncio
 import itertools
+import ssl
 import struct
 from collections.abc import Iterator
 from typing import Protocol, TypeAlias, cast
@@ -356,9 +357,12 @@ class Question:
             self.answer.set_exception(failure or CallFailed("INTERNAL", "the server ended the call without an answer"))
 
 
-async def connect(target: str) -> Connection:
+async def connect(target: str, tls: "ssl.SSLContext | None" = None) -> Connection:
     """A connection to "host:port"; raises OSError."""
     host, _, port = target.rpartition(":")
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection(target), host.strip("[]"), int(port))
+    try:
+        _, connection = await loop.create_connection(lambda: Connection(target), host.strip("[]"), int(port), ssl=tls)
+    except UnicodeError as error:
+        raise OSError(f"{host} is no name of a host: {error}") from error
     return connection

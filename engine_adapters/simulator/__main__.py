@@ -21,6 +21,7 @@ from engine_adapters.simulator.script import ScriptError
 from engine_adapters.simulator.trtllm_server import TrtllmServer
 from engine_adapters.step.server import StepServer
 from engine_adapters.step.session import Stream
+from engine_adapters.tls import ServerTls, add_server_options
 from engine_adapters.tokenizer_file import (
     TokenizerFile,
     TokenizerFileError,
@@ -68,6 +69,7 @@ def parse_arguments(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--speed", type=not_negative, default=1.0, help="2 is twice as fast; 0 answers without delay")
     add("--wire", choices=[*WIRES], default="step", help="the step stream, or what trtllm-serve --grpc speaks")
     add("--until-stdin-closes", action="store_true", help="end when standard input reaches its end")
+    add_server_options(parser)
     options = parser.parse_args(arguments)
     if options.kv_tokens < options.block_size:
         parser.error("--kv-tokens must be at least --block-size")
@@ -139,7 +141,7 @@ async def serve(options: argparse.Namespace, engine: SimulatedEngine) -> None:
     """Serve until a signal comes or, if asked for, standard input ends. Raises OSError when the port is taken."""
     must_stop = asyncio.Event()
     server = WIRES[options.wire](engine)
-    port = await server.start(options.host, options.port)
+    port = await server.start(options.host, options.port, ServerTls.of(options))
     stepping = asyncio.create_task(engine.run(server))
     stepping.add_done_callback(lambda _: must_stop.set())
     listen_for_the_end(options.until_stdin_closes, must_stop)

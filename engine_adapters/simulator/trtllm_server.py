@@ -30,6 +30,7 @@ from engine_adapters.base import (
 from engine_adapters.handlers import service_of
 from engine_adapters.step.server import SERVER_OPTIONS, Output, StepEngine
 from engine_adapters.step.session import Stream
+from engine_adapters.tls import ServerTls, bind
 from engine_adapters.trtllm.native import messages
 from engine_adapters.trtllm.native.translation import GUIDE_TYPES
 
@@ -131,14 +132,11 @@ class TrtllmServer:
         self._written = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: "ServerTls | None" = None) -> int:
         """Listen; returns the port, chosen by the system when `port` is 0. Raises OSError when it cannot be had."""
         server = grpc.aio.server(options=SERVER_OPTIONS)
         server.add_generic_rpc_handlers((self._handlers(),))
-        try:
-            bound: int = server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {host} port {port}: it is taken, or not ours to take") from error
+        bound = bind(server, host, port, tls)
         await server.start()
         self._server = server
         return bound

@@ -16,6 +16,7 @@ import grpc.aio
 from engine_adapters import codec
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, KvEvent, Load, Submission
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
+from engine_adapters.tls import WorkerTls
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
@@ -37,7 +38,8 @@ AttachCall: TypeAlias = "grpc.aio.StreamStreamCall[messages.ClientFrame, bytes]"
 
 
 class StepClient(Generic[Key]):
-    """An `Engine` behind a step stream at `address` ("host:port"). After EngineLost, make a new one.
+    """An `Engine` behind a step stream at `address` ("host:port"). After EngineLost, which making one may raise too,
+    make a new one.
 
     `count_fault(kind)` is told of whatever the executor sent that made no sense: "malformed_frame", "unknown_stream",
     "kv_gap".
@@ -53,12 +55,15 @@ class StepClient(Generic[Key]):
         address: str,
         count_fault: Callable[[str], None],
         on_kv_events: "Callable[[Sequence[KvEvent], bool], None] | None" = None,
+        tls: "WorkerTls | None" = None,
     ) -> None:
         self._address = address
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
         self._kv_events = 0
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = _channel(address, tls)
+        self._waits = tls is None
+        """For a connection. With TLS a failure is told at once, and why: it is seldom one that goes by."""
         self._keys: dict[int, Key] = {}
         self._stream_ids: dict[Key, int] = {}
         self._aborted: set[int] = set()
@@ -166,7 +171,7 @@ class StepClient(Generic[Key]):
             method, request_serializer=codec.encode
         )
         # Decoded here: of a deserializer that raises, grpc.aio makes a None.
-        return codec.decode(answer, await call(question, timeout=CONNECT_SECONDS, wait_for_ready=True))
+        return codec.decode(answer, await call(question, timeout=CONNECT_SECONDS, wait_for_ready=self._waits))
 
     async def _send(self, call: AttachCall) -> None:
         """Write what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
@@ -264,6 +269,15 @@ class StepClient(Generic[Key]):
 
     def _is_taken(self, stream_id: int) -> bool:
         return stream_id in self._keys or stream_id in self._aborted
+
+
+def _channel(address: str, tls: "WorkerTls | None") -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    try:
+        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=CHANNEL_OPTIONS)
+    except OSError as error:
+        raise EngineLost(f"the files for TLS with {address} cannot be read: {error}") from error
 
 
 def _stream_ids(submit: messages.Submit) -> range:

@@ -19,6 +19,7 @@ from engine_adapters.handlers import service_of
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, messages, translation
 from engine_adapters.step.kv_index import KvIndex
 from engine_adapters.step.session import Session, Stream
+from engine_adapters.tls import ServerTls, bind
 
 HELLO_SECONDS = 10.0
 BEAT_SECONDS = 0.3
@@ -85,14 +86,11 @@ class StepServer:
         self._server: grpc.aio.Server | None = None
         self._heart: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: "ServerTls | None" = None) -> int:
         """Listen; returns the port, chosen by the system when `port` is 0. Raises OSError when it cannot be had."""
         server = grpc.aio.server(options=SERVER_OPTIONS)
         server.add_generic_rpc_handlers((self._handlers(),))
-        try:
-            bound: int = server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {host} port {port}: it is taken, or not ours to take") from error
+        bound = bind(server, host, port, tls)
         await server.start()
         self._server = server
         self._heart = asyncio.create_task(self._beat())

@@ -1,30 +1,37 @@
-"""Who may ask: API keys for /v1, and the admin key or this very machine for /admin."""
+"""Who may ask: API keys for /v1 and /parse, and admin keys or this very machine for /admin."""
 
-import hmac
 import ipaddress
-from collections.abc import Iterable
 
 from gateway.api.reply import Scope
-from gateway.config import Config
 from gateway.errors import Forbidden, Unauthorized
+from gateway.limits import ApiKey, Keys
 
 
-def check_access(scope: Scope, config: Config) -> None:
-    """Raises Unauthorized or Forbidden."""
+def check_access(scope: Scope, keys: Keys) -> ApiKey | None:
+    """The key that opens the path, None where none is needed; raises Unauthorized or Forbidden."""
     path: str = scope["path"]
-    if path.startswith(("/v1/", "/parse/")) and config.api_key:
-        if not is_one_of(bearer_token(scope), config.api_key):
+    if path.startswith(("/v1/", "/parse/")) and keys.are_needed:
+        key = keys.find(bearer_token(scope))
+        if key is None or key.is_admin:
             raise Unauthorized("a valid API key is needed: authorization: Bearer KEY")
-    elif path.startswith("/admin/"):
-        check_admin(scope, config)
+        return key
+    if path.startswith("/admin/"):
+        return check_admin(scope, keys)
+    return None
 
 
-def check_admin(scope: Scope, config: Config) -> None:
-    if config.admin_key:
-        if not is_one_of(bearer_token(scope), (config.admin_key,)):
+def check_admin(scope: Scope, keys: Keys) -> ApiKey | None:
+    if keys.have_admin:
+        key = keys.find(bearer_token(scope))
+        if key is None or not key.is_admin:
             raise Unauthorized("the admin key is needed: authorization: Bearer KEY")
-    elif not ipaddress.ip_address(scope["client"][0]).is_loopback:
+        return key
+    if not ipaddress.ip_address(scope["client"][0]).is_loopback:
         raise Forbidden("without an --admin-key, /admin answers this machine only")
+    if any(name == b"origin" for name, _ in scope["headers"]):
+        # A page of anybody's, in a browser on this machine, is no admin.
+        raise Forbidden("without an --admin-key, /admin does not answer web pages")
+    return None
 
 
 def bearer_token(scope: Scope) -> bytes:
@@ -34,9 +41,3 @@ def bearer_token(scope: Scope) -> bytes:
             scheme, _, token = value.partition(b" ")
             return bytes(token.strip()) if scheme.lower() == b"bearer" else b""
     return b""
-
-
-def is_one_of(token: bytes, keys: Iterable[str]) -> bool:
-    """Compares with every key, each in constant time, so that neither a match's place nor its length shows."""
-    matches = [hmac.compare_digest(token, key.encode()) for key in keys]
-    return any(matches)

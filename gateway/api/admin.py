@@ -3,12 +3,21 @@
 from typing import Any
 
 from gateway.api.body import Fields, read_json
-from gateway.api.reply import Scope, Send, send_json
+from gateway.api.reply import Scope, Send, json_text, send_json
 from gateway.gateway import Gateway
 from gateway.http_loop import Receive
 from gateway.pools import Pool
 
 MAX_THREADS = 256
+MAX_CHANGE = 1000
+"""Characters of a change that the log repeats."""
+
+
+async def read_change(scope: Scope, receive: Receive, gateway: Gateway) -> Fields:
+    """`read_json`, noted for the log."""
+    fields = await read_json(scope, receive, gateway)
+    scope["record"].change = json_text(fields.values)[:MAX_CHANGE]
+    return fields
 
 
 class AdminPools:
@@ -21,7 +30,7 @@ class AdminPools:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "PATCH":
-            self._resize(await read_json(scope, receive, self._gateway))
+            self._resize(await read_change(scope, receive, self._gateway))
         await send_json(scope, send, {name: state_of(pool) for name, pool in self._pools.items()})
 
     def _resize(self, fields: Fields) -> None:

@@ -3,7 +3,8 @@
 from typing import Any
 from urllib.parse import parse_qs
 
-from gateway.api.body import Fields, read_json
+from gateway.api.admin import read_change
+from gateway.api.body import Fields
 from gateway.api.reply import Scope, Send, send_json
 from gateway.api.status import workers
 from gateway.errors import BadRequest, NotFound
@@ -26,7 +27,7 @@ class AdminWorkers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST":
-            worker = self._add(await read_json(scope, receive, self._gateway))
+            worker = self._add(await read_change(scope, receive, self._gateway))
             await send_json(scope, send, described(self._gateway, worker), 201)
         else:
             await send_json(scope, send, {"workers": workers(self._gateway)})
@@ -62,9 +63,9 @@ class AdminWorker:
         if worker is None:
             raise NotFound(f"there is no worker {name!r}; GET /admin/workers lists them")
         if scope["method"] == "PATCH":
-            self._change(worker, await read_json(scope, receive, self._gateway))
+            self._change(worker, await read_change(scope, receive, self._gateway))
         elif scope["method"] == "DELETE":
-            self._remove(worker, parse_qs(scope["query_string"].decode("latin-1")).get("now") == ["true"])
+            self._remove(worker, read_now(scope))
         await send_json(scope, send, described(self._gateway, worker))
 
     def _change(self, worker: Worker, fields: Fields) -> None:
@@ -114,6 +115,14 @@ def labels_of(fields: Fields) -> dict[str, str]:
         if not isinstance(text, str) or len(name) + len(text) > MAX_LABEL:
             fields.refuse(f"labels.{name}", f"must be a text; name and text have at most {MAX_LABEL} characters")
     return labels
+
+
+def read_now(scope: Scope) -> bool:
+    """The query's `now`; raises BadRequest."""
+    given = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("now", ["false"])
+    if given not in (["true"], ["false"]):
+        raise BadRequest("now must be true or false", param="now")
+    return given == ["true"]
 
 
 def find(gateway: Gateway, name: str) -> Worker | None:

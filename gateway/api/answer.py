@@ -1,12 +1,15 @@
 """What every generating endpoint does: lower a body, generate, fold the events to one reply or to a stream."""
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from gateway import log
 from gateway.api.body import Fields, read_json
 from gateway.api.reply import JSON, EventWriter, Scope, Send, json_text, quoted, send_body, server_timing
+from gateway.api.ticket import Ticket
 from gateway.errors import GatewayError
 from gateway.gateway import Gateway
 from gateway.generate import Output
@@ -36,6 +39,10 @@ class Answer(ABC):
         self.shape = shape
         self.fault: GatewayError | None = None
         """What is wrong with an answer that has been streamed: told as its last event."""
+
+    @abstractmethod
+    def most_tokens(self) -> int:
+        """How many tokens prompt and answer may have, as far as one can say before the prompt is tokenized."""
 
     @abstractmethod
     async def generate(self, output: Output) -> None:
@@ -158,9 +165,13 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop: HttpLoop = scope["state"]["loop"]
+        ticket = Ticket(self._gateway, scope)
         fields = await read_json(scope, receive, self._gateway)
+        if self._gateway.config.log_prompts:
+            log.event(logging.INFO, "prompt", id=scope["record"].request_id, body=fields.values)
         answer = self._lower(fields, self._gateway, loop, scope["record"])
-        async with loop.answering(scope, receive):
+        ticket.cost = answer.most_tokens
+        async with loop.answering(scope, receive), ticket:
             if answer.shape.stream:
                 await answer.stream(scope, send)
             else:

@@ -11,44 +11,56 @@ from gateway.config import Config
 from gateway.errors import BadRequest, BodyTimeout, BodyTooLarge, ClientLeft, UnsupportedMediaType
 from gateway.gateway import Gateway
 from gateway.http_loop import READ_NOW, Receive
+from gateway.types import RequestRecord
 
 POOL_BYTES = 1_000_000
 """Larger bodies are parsed on the pool: json.loads takes about 5 ms a megabyte, which the loop's other streams feel."""
+SMALL_BYTES = 4096
+"""A body that is smaller, and here at once, is not counted towards --max-bodies-mb: it is no more than its request."""
 MAX_NESTING = 100
 
 
 async def read_json(scope: MutableMapping[str, Any], receive: Receive, gateway: Gateway) -> "Fields":
     """The body as the fields of a JSON object.
 
-    Raises UnsupportedMediaType, BadRequest, BodyTooLarge, BodyTimeout, ClientLeft.
+    Raises UnsupportedMediaType, BadRequest, BodyTooLarge, BodyTimeout, Overloaded, ClientLeft.
     """
     content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"application/json")
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType(f"content-type must be application/json, not {content_type.decode('latin-1')}")
-    extensions = scope["extensions"]
+    extensions, record = scope["extensions"], scope["record"]
     body = extensions[READ_NOW]() if READ_NOW in extensions else None
     if body is None:
-        body = await _read_in_time(receive, gateway.config)
+        body = await _read_in_time(receive, gateway, record)
     elif len(body) > gateway.config.max_body_mb << 20:
         raise too_large(gateway.config)
+    elif len(body) > SMALL_BYTES:
+        _hold(len(body), gateway, record)
     if len(body) > POOL_BYTES:
         return await gateway.tokenize.run(parse, body)
     return parse(body)
 
 
-async def _read_in_time(receive: Receive, config: Config) -> bytes:
+def _hold(size: int, gateway: Gateway, record: RequestRecord) -> None:
+    """Count what is read of a body, until its request is over; raises Overloaded."""
+    gateway.body_memory.take(size)
+    record.body_bytes += size
+
+
+async def _read_in_time(receive: Receive, gateway: Gateway, record: RequestRecord) -> bytes:
+    config = gateway.config
     seconds, option = config.body_seconds, "--body-seconds"
     if 0 < config.request_seconds < seconds:
         seconds, option = config.request_seconds, "--request-seconds"
     try:
         async with asyncio.timeout(seconds):
-            return await _read(receive, config)
+            return await _read(receive, gateway, record)
     except TimeoutError:
         raise BodyTimeout(f"the body has not arrived within {seconds:g} s ({option})") from None
 
 
-async def _read(receive: Receive, config: Config) -> bytes:
-    parts, size, limit = [], 0, config.max_body_mb << 20
+async def _read(receive: Receive, gateway: Gateway, record: RequestRecord) -> bytes:
+    parts, size, limit = [], 0, gateway.config.max_body_mb << 20
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -56,7 +68,8 @@ async def _read(receive: Receive, config: Config) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise too_large(config)
+            raise too_large(gateway.config)
+        _hold(len(part), gateway, record)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)

@@ -151,6 +151,9 @@ class ChatAnswer(Answer):
         self._streamed = [Message() for _ in range(request.n)] if has_checks and shape.stream else []
         """What has been streamed, where it is to be checked."""
 
+    def most_tokens(self) -> int:
+        return self._request.most_tokens()
+
     async def generate(self, output: Output) -> None:
         try:
             await generate(self._gateway, self._loop, self._request, self._record, output)

@@ -117,6 +117,9 @@ class CompletionAnswer(Answer):
         self._logprobs: list[dict[str, list[Any]] | None] = [None] * choices
         self._prompt_logprobs: list[dict[str, list[Any]] | None] = [None] * choices
 
+    def most_tokens(self) -> int:
+        return sum(job.request.most_tokens() for job in self._jobs)
+
     async def generate(self, output: Output) -> None:
         """All prompts at once; the first that fails ends the others."""
         if len(self._jobs) == 1:

@@ -85,8 +85,8 @@ def read_request(
     wanted: Wanted = ANYTHING,
 ) -> GenerateRequest:
     """Raises BadRequest with the path of what is wrong."""
-    max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or fields.integer("max_tokens", 1, MAX_TOKENS)
-    max_tokens = max_tokens or default_max_tokens
+    older_name = fields.integer("max_tokens", 1, MAX_TOKENS)
+    max_tokens = fields.integer("max_completion_tokens", 1, MAX_TOKENS) or older_name or default_max_tokens
     rare = {} if fields.lacks(RARE) else read_rare(fields, model, max_tokens)
     return GenerateRequest(
         request_id=request_id,

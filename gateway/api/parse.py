@@ -5,6 +5,8 @@ from typing import Any
 from gateway.api.body import Fields, read_json
 from gateway.api.conversation import read_tools
 from gateway.api.reply import Scope, Send, send_json
+from gateway.api.ticket import Ticket
+from gateway.api.tools import read_schemas
 from gateway.errors import BadRequest
 from gateway.gateway import Gateway
 from gateway.http_loop import Receive
@@ -26,12 +28,12 @@ class ParseFunctionCall:
         self._formats: dict[str, Format] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ticket = Ticket(self._gateway, scope)
         fields = await read_json(scope, receive, self._gateway)
         text = read_text(fields)
         family = self._family(fields)
-        tools = read_tools(fields)
-        schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
-        async with scope["state"]["loop"].answering(scope, receive):
+        schemas, _ = read_schemas(fields, "tools", read_tools(fields) or [])
+        async with scope["state"]["loop"].answering(scope, receive), ticket:
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(None, family))
             message = await read(self._gateway, form, text, Tools(schemas or None))
             await send_json(
@@ -57,11 +59,12 @@ class ParseReasoning:
         self._formats: dict[str, Format] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ticket = Ticket(self._gateway, scope)
         fields = await read_json(scope, receive, self._gateway)
         text = read_text(fields)
         family = self._family(fields)
         opens = fields.boolean("prompt_opens_reasoning") if fields.has("prompt_opens_reasoning") else None
-        async with scope["state"]["loop"].answering(scope, receive):
+        async with scope["state"]["loop"].answering(scope, receive), ticket:
             form = self._formats.get(family.name) or self._formats.setdefault(family.name, Format(family, None))
             message = await read(self._gateway, form, text, None, opens)
             await send_json(

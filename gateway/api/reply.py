@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from json.encoder import encode_basestring
 from typing import Any
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Headers
 from gateway.http_loop import WRITE_NOW
 from gateway.types import Event, RequestRecord, Text
 
@@ -50,6 +50,8 @@ def to_json(value: Any) -> bytes:
 def stages(record: RequestRecord) -> dict[str, float]:
     """What a request waited for up to its first token, and between the two workers that shared it, in seconds."""
     passed = {"queue": record.queue_seconds, "render": record.render_seconds, "tokenize": record.tokenize_seconds}
+    if record.admission_seconds:
+        passed["admission"] = record.admission_seconds
     if record.routed:
         passed["route"] = record.routed - record.prepared
     if record.first_token:
@@ -77,8 +79,11 @@ async def send_json(scope: Scope, send: Send, value: Any, status: int = 200) -> 
     await send_body(scope, send, to_json(value), JSON, status)
 
 
-async def send_body(scope: Scope, send: Send, body: bytes, content_type: bytes, status: int = 200) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+async def send_body(
+    scope: Scope, send: Send, body: bytes, content_type: bytes, status: int = 200, others: Headers | None = None
+) -> None:
+    """`others` are further headers."""
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *(others or ())]
     await _start(scope, send, headers, status)
     await send({"type": "http.response.body", "body": body})
 
@@ -86,7 +91,7 @@ async def send_body(scope: Scope, send: Send, body: bytes, content_type: bytes, 
 async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
     """The error as the response, or, when one has begun to stream, as its last event."""
     if scope["record"].status == 0:
-        await send_json(scope, send, error.body(), error.status)
+        await send_body(scope, send, to_json(error.body()), JSON, error.status, error.headers())
     elif scope["record"].is_streaming:
         await send({"type": "http.response.body", "body": event_of(error.body())})
 

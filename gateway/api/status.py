@@ -50,8 +50,10 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
-        names = {**gateway.models, **gateway.adapters, **gateway.aliases}
-        models = [self._describe(name, model) for name, model in names.items()]
+        key, names = scope["key"], {**gateway.models, **gateway.adapters, **gateway.aliases}
+        models = [
+            self._describe(name, model) for name, model in names.items() if key is None or key.may_use(model.name)
+        ]
         await send_json(scope, send, {"object": "list", "data": models})
 
     def _describe(self, name: str, model: Model) -> dict[str, Any]:

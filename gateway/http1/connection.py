@@ -15,6 +15,8 @@ from gateway.http_loop import KEEP_ALIVE_SECONDS
 LINGER_SECONDS = 2.0
 """How long we read what a client still sends after an answer that did not wait for it: closing at once would reset the
 connection, and the client might never see the answer."""
+SLOWEST_BYTES = 16 * 1024
+"""What a client has to read in `Serving.slow_reader_seconds` while we wait for it."""
 HEAD_BYTES = 32 * 1024
 PREFACE = b"PRI * HTTP/2.0"
 
@@ -31,6 +33,7 @@ class Connection(asyncio.Protocol):
         self.can_write = True
         self.client: Any = None
         self.server: Any = None
+        self.scheme = "http"
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -43,10 +46,11 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.client = transport.get_extra_info("peername")
         self.server = transport.get_extra_info("sockname")
+        self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
         self.serving.connections.add(self)
         self._timer = self.loop.call_later(KEEP_ALIVE_SECONDS, self._check_idle)
-        if self.client is None:
-            transport.abort()  # it left before we came to look
+        if self.client is None or len(self.serving.connections) > self.serving.max_connections:
+            transport.abort()  # it left before we came to look; or there are too many
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_lost = True
@@ -69,11 +73,15 @@ class Connection(asyncio.Protocol):
             self._writable.set_result(None)
 
     async def drain(self) -> None:
-        """Wait while the client is slow to read."""
+        """Wait while the client is slow to read, and cut it when it is too slow."""
         while not self.can_write and not self.is_lost:
+            unread = self.transport.get_write_buffer_size()
             if self._writable is None or self._writable.done():
                 self._writable = self.loop.create_future()
-            await asyncio.shield(self._writable)
+            await asyncio.wait((self._writable,), timeout=self.serving.slow_reader_seconds)
+            if not self.can_write and unread - self.transport.get_write_buffer_size() < SLOWEST_BYTES:
+                self.transport.abort()
+                return
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering or self.transport.is_closing():
@@ -153,7 +161,8 @@ class Connection(asyncio.Protocol):
         self._buffer.clear()
         if self.transport.is_closing():
             return
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # not so with TLS
+            self.transport.write_eof()
         self.transport.resume_reading()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -31,6 +32,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
     client: Any
     server: Any
+    scheme: str
     can_write: bool
 
     async def drain(self) -> None:
@@ -45,11 +47,17 @@ class Connection(Protocol):
 
 @dataclass(eq=False)
 class Serving:
-    """What the connections of one loop share. `switch_to_http2` takes over a transport and what it has sent."""
+    """What the connections of one loop share. `switch_to_http2` takes over a transport and what it has sent.
+
+    A connection above `max_connections` is closed, and so is one whose client reads next to nothing of what waits for
+    it in `slow_reader_seconds`.
+    """
 
     app: App
     state: dict[str, Any]
     switch_to_http2: Callable[[asyncio.Transport, bytes], None]
+    max_connections: int = sys.maxsize
+    slow_reader_seconds: float = 30.0
     connections: set["Connection"] = field(default_factory=set)
     is_stopping: bool = False
     _date: bytes = b""
@@ -126,7 +134,7 @@ class Exchange:
             "asgi": {"version": "3.0", "spec_version": "2.1"},
             "http_version": self._head.version,
             "method": self._head.method,
-            "scheme": "http",
+            "scheme": connection.scheme,
             "path": unquote(path.decode("ascii")),
             "raw_path": path,
             "query_string": query,

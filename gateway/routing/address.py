@@ -19,7 +19,8 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerAddress:
-    """Where a worker is and what the operator says of it. `model` None: ask the engine."""
+    """Where a worker is and what the operator says of it. `model` None: ask the engine. `tls`: where --worker-ca is
+    given."""
 
     scheme: str
     host: str
@@ -27,6 +28,7 @@ class WorkerAddress:
     model: str | None = None
     role: str = "any"
     weight: float = 1.0
+    tls: bool = True
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -52,6 +54,7 @@ class WorkerAddress:
             model=options.get("model"),
             role=_role(url, parts.scheme, options.get("role", "any")),
             weight=_weight(url, options.get("weight", "1")),
+            tls=_tls(url, options.get("tls", "true")),
         )
 
     @property
@@ -84,9 +87,9 @@ def _options(url: str, query: str) -> dict[str, str]:
     except ValueError as error:
         raise AddressError(f"worker {url!r}: {error}") from error
     options = dict(pairs)
-    unknown = options.keys() - {"model", "role", "weight"}
+    unknown = options.keys() - {"model", "role", "weight", "tls"}
     if unknown or len(options) != len(pairs) or "" in options.values():
-        raise AddressError(f"worker {url!r}: options are model, role and weight, each at most once and not empty")
+        raise AddressError(f"worker {url!r}: options are model, role, weight and tls, each at most once and not empty")
     return options
 
 
@@ -110,3 +113,9 @@ def _weight(url: str, text: str) -> float:
     if not 0 < weight <= MAX_WEIGHT:
         raise AddressError(f"worker {url!r}: weight must be a number above 0 and at most {MAX_WEIGHT:g}")
     return weight
+
+
+def _tls(url: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise AddressError(f"worker {url!r}: tls must be true or false")
+    return text == "true"

@@ -12,11 +12,15 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 PLAIN = ("user", "assistant", "system")
 """Roles whose messages, if they are just a text, most templates take as they are."""
 
+FIELDS = {name: name for name in ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)}
+"""A message's own names for its fields were made on the HTTP loop's thread; with these in their place, a template's
+`message.get` costs nothing on another one."""
+
 
 def fitted(messages: list[Message], facts: TemplateFacts) -> list[Message]:
-    """The messages, nulls dropped; contents, roles, reasoning and tool calls in the form the template takes.
+    """Copies of the messages, nulls dropped; contents, roles, reasoning and tool calls in the form the template takes.
 
-    What changes is copied. Raises BadRequest with the path of arguments that are no JSON object.
+    Raises BadRequest with the path of arguments that are no JSON object.
     """
     return [_fitted(message, facts, f"messages[{index}]") for index, message in enumerate(messages)]
 
@@ -26,8 +30,8 @@ def _fitted(message: Message, facts: TemplateFacts, path: str) -> Message:
     if len(message) == 2 and "role" in message and "content" in message:
         role = message["role"]
         if role in PLAIN and role not in facts.needs_parts and type(message["content"]) is str:
-            return message
-    result = {name: value for name, value in message.items() if value is not None}
+            return {"role": role, "content": message["content"]}
+    result = {FIELDS[name] if name in FIELDS else name: value for name, value in message.items() if value is not None}
     if result.get("role") == "developer" and not facts.knows_developer:
         result["role"] = "system"
     if "content" in result:
@@ -52,12 +56,14 @@ def _content(content: Any, role: Any, facts: TemplateFacts) -> Any:
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    if not isinstance(part, dict) or "type" not in part or "text" not in part:
+        return False
+    return part["type"] == "text" and isinstance(part["text"], str)
 
 
 def _call(call: Any, facts: TemplateFacts, path: str) -> Any:
     """A tool call with its arguments in the form the template takes; what is no call is the template's to judge."""
-    function = call.get("function") if isinstance(call, Mapping) else None
+    function = call["function"] if isinstance(call, Mapping) and "function" in call else None
     if not isinstance(function, Mapping) or "arguments" not in function:
         return call
     arguments = function["arguments"]

@@ -340,6 +340,11 @@ def test_a_connection_that_has_used_up_its_numbers_takes_nothing_new() -> None:
     assert caller.messages == [b"last"] and caller.ends == [None]
 
 
+def test_a_host_that_is_no_name_is_a_place_that_cannot_be_reached() -> None:
+    with pytest.raises(OSError, match=r"\.b is no name of a host"):
+        asyncio.run(connection.connect(".b:1"))
+
+
 def test_a_broken_connection_ends_every_call() -> None:
     for end, reason in ((None, "the server closed the connection"), (OSError("reset"), "the connection broke: reset")):
         server = Server(max_concurrent_streams=1)

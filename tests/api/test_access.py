@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from gateway.api.access import check_access
-from gateway.config import Config
 from gateway.errors import Forbidden
+from gateway.limits import Keys
 from tests import chat, completions
 from tests.api.test_chat import refusal
 from tests.processes import Gateway, Simulator, environment
@@ -145,13 +145,21 @@ def test_without_an_admin_key_admin_is_for_this_machine_only(address: str, may: 
     scope = {"path": POOLS, "client": (address, 5000), "headers": [(b"x-forwarded-for", b"127.0.0.1")]}
 
     if may:
-        check_access(scope, Config())
+        check_access(scope, Keys())
     else:
         with pytest.raises(Forbidden, match="this machine only"):
-            check_access(scope, Config())
+            check_access(scope, Keys())
+
+
+def test_without_an_admin_key_no_web_page_is_an_admin(gateway: Gateway) -> None:
+    body = {"url": "step://127.0.0.1:1"}
+    error = refusal(gateway.client.post("/admin/workers", json=body, headers={"origin": "http://example.org"}), 403)
+
+    assert "web pages" in error["message"]
+    gateway.line("admin: POST /admin/workers 403")
 
 
 def test_with_an_admin_key_it_does_not_matter_where_the_admin_is() -> None:
     scope = {"path": POOLS, "client": ("192.0.2.7", 5000), "headers": [(b"authorization", b"Bearer admin-key")]}
 
-    check_access(scope, Config(admin_key="admin-key"))
+    check_access(scope, Keys(admin="admin-key"))

@@ -62,6 +62,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("max_tokens", {"max_tokens": "10"}),
     ("max_tokens", {"max_tokens": True}),
     ("max_tokens", {"max_tokens": 10**30}),
+    ("max_tokens", {"max_tokens": 0, "max_completion_tokens": 5}),
     ("max_completion_tokens", {"max_completion_tokens": 0}),
     ("temperature", {"temperature": -0.1}),
     ("temperature", {"temperature": 2.1}),

@@ -37,6 +37,7 @@ def test_reasoning_is_read_from_a_text(gateway: Gateway) -> None:
         (CALLS, {"text": "a", "tool_call_parser": "nope"}, "tool_call_parser"),
         (CALLS, {"text": "a", "tool_call_parser": "os:path"}, "tool_call_parser"),
         (CALLS, {"text": 5, "tool_call_parser": "hermes"}, "text"),
+        (CALLS, {"text": "a", "tool_call_parser": "hermes", "tools": [{"type": "custom"}]}, "tools[0].type"),
         (REASONING, {"text": "a", "reasoning_parser": "none"}, "reasoning_parser"),
         (REASONING, {"text": "a"}, "model"),
     ],

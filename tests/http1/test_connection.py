@@ -356,6 +356,54 @@ def test_a_slow_reader_stops_its_sender_and_nobody_else() -> None:
     run(story)
 
 
+def test_who_reads_nothing_is_cut_and_who_reads_on_is_not() -> None:
+    left, ended = asyncio.Event(), []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        scope["extensions"][WHEN_LEFT](left.set)
+        await send(START)
+        while not left.is_set() and len(ended) < 200:
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+            ended.append(1)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def story() -> None:
+        async with serving(app) as (shared, connect):
+            shared.slow_reader_seconds = 0.05
+            slow, steady = await connect(), await connect()
+            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            slow.send(GET % b"")
+            await left.wait()
+            await until(lambda: len(shared.connections) == 1)
+            left.clear()
+            ended.clear()
+            steady.send(GET % b"")
+            while not steady.reader.at_eof() and len(ended) < 200:
+                await steady.reader.read(1 << 16)
+            assert len(ended) == 200
+
+    run(story)
+
+
+def test_connections_above_the_limit_are_closed() -> None:
+    async def story() -> None:
+        async with serving(echo) as (shared, connect):
+            shared.max_connections = 2
+            first, second, third = [await connect() for _ in range(3)]
+            with suppress(ConnectionError):
+                assert await third.rest() == b""
+            for client in (first, second):
+                client.send(GET % b"a")
+                assert await client.answer() == (200, b"/a")
+            first.writer.close()
+            await until(lambda: len(shared.connections) == 1)
+            client = await connect()
+            client.send(GET % b"b")
+            assert await client.answer() == (200, b"/b")
+
+    run(story)
+
+
 def test_a_large_body_waits_for_its_reader() -> None:
     body = bytes(range(256)) * 40_000
     may_read = asyncio.Event()

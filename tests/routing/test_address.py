@@ -46,9 +46,9 @@ BAD = {
     "step://host:5000?weight=nan": "weight must be a number above 0",
     "step://host:5000?weight=inf": "weight must be a number above 0",
     "step://host:5000?weight=heavy": "weight must be a number above 0",
-    "step://host:5000?model=": "options are model, role and weight",
+    "step://host:5000?model=": "options are model, role, weight and tls",
     "step://host:5000?model=a&model=b": "each at most once",
-    "step://host:5000?color=red": "options are model, role and weight",
+    "step://host:5000?color=red": "options are model, role, weight and tls",
     "step://host:5000?model": "step://host:5000?model",
 }
 

@@ -96,7 +96,7 @@ async def serve(options: Options, trt: TensorRt, info: EngineInfo) -> None:
     gc.freeze()  # TensorRT-LLM leaves millions of objects: looking at them again would take a good part of a second
     engine = TrtllmEngine(info, trt)
     server = StepServer(engine)
-    port = await server.start(options.host, options.port)
+    port = await server.start(options.host, options.port, options.tls)
     running = asyncio.ensure_future(engine.run(server))
     running.add_done_callback(lambda _: must_stop.set())
     ready = {"address": f"{options.host}:{port}", "model": info.model, "pid": os.getpid()}

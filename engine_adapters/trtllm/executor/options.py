@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine_adapters.base import Phase
+from engine_adapters.tls import ServerTls, WorkerTlsError, add_server_options
 
 ROLES: "Mapping[str, Phase]" = {"any": "", "prefill": "prefill", "decode": "decode"}
 SHORT_NAMES = {
@@ -42,6 +43,7 @@ class Options:
     name: str
     role: Phase
     llm: "dict[str, Any]"
+    tls: "ServerTls | None" = None
 
 
 def parse(arguments: "Sequence[str] | None", load_yaml: "Callable[[str], Any]") -> Options:
@@ -56,20 +58,29 @@ def parse(arguments: "Sequence[str] | None", load_yaml: "Callable[[str], Any]") 
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a Hugging Face model folder (the gateway's has the same tokenizer), or a name")
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1); the port has no protection")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1); without TLS the port has no protection",
+    )
     add("--port", type=int, default=0, help="port to listen on (default: 0, a free one)")
     add("--served-model-name", default="", metavar="NAME", help="the name told to gateways (default: the folder's)")
     add("--role", choices=[*ROLES], default="any", help="the only phase it serves (default: any)")
     add(
         "--extra-llm-api-options", "--extra_llm_api_options", metavar="FILE", help="options of tensorrt_llm.LLM as YAML"
     )
+    add_server_options(parser)
     own, others = parser.parse_known_args(arguments)
     llm: dict[str, Any] = {}
     for layer in (OURS, _from_file(own.extra_llm_api_options, load_yaml), _from_flags(others)):
         llm = merged(llm, layer)
     if llm.get("num_postprocess_workers"):
         raise OptionError("num_postprocess_workers must be 0: the gateway does what these would do")
-    return Options(own.model, own.host, own.port, own.served_model_name, ROLES[own.role], llm)
+    try:
+        tls = ServerTls.of(own)
+    except WorkerTlsError as error:
+        raise OptionError(str(error)) from error
+    return Options(own.model, own.host, own.port, own.served_model_name, ROLES[own.role], llm, tls)
 
 
 def merged(below: "Mapping[str, Any]", above: "Mapping[str, Any]") -> "dict[str, Any]":

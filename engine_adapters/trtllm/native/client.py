@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
+from engine_adapters.tls import WorkerTls, WorkerTlsError
 from engine_adapters.trtllm.calls import Calls, is_set_within, time_limit
 from engine_adapters.trtllm.native import messages, translation
 from engine_adapters.trtllm.native.call import CallReader
@@ -35,8 +36,15 @@ class NativeClient(Generic[Key]):
     cache: `on_kv_events` is never called.
     """
 
-    def __init__(self, address: str, count_fault: Callable[[str], None], on_kv_events: object = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        count_fault: Callable[[str], None],
+        on_kv_events: object = None,
+        tls: "WorkerTls | None" = None,
+    ) -> None:
         self._address = address
+        self._tls = tls
         self._connection: http2.Connection | None = None
         self._calls: Calls[Key] = Calls(messages.TRTLLM_SERVICE_GENERATE, self._has_aborted, count_fault)
         self._info = translation.as_info(messages.GetModelInfoResponse(), messages.GetServerInfoResponse())
@@ -57,9 +65,9 @@ class NativeClient(Generic[Key]):
 
     async def connect(self) -> EngineInfo:
         try:
-            connecting = http2.connect(self._address)
+            connecting = http2.connect(self._address, None if self._tls is None else self._tls.context())
             self._connection = await asyncio.wait_for(connecting, CONNECT_SECONDS)
-        except (OSError, asyncio.TimeoutError) as error:
+        except (OSError, WorkerTlsError, asyncio.TimeoutError) as error:
             raise EngineLost(f"{self._address} does not answer: {error or 'no connection in time'}") from error
         self._calls.connection = self._connection
         if problem := await self.check_health():

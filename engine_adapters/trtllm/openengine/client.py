@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
+from engine_adapters.tls import WorkerTls, WorkerTlsError
 from engine_adapters.trtllm.calls import Calls, is_set_within, time_limit
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.answer import AnswerReader
@@ -43,9 +44,14 @@ class OpenEngineClient(Generic[Key]):
     """
 
     def __init__(
-        self, address: str, count_fault: Callable[[str], None], on_kv_events: "OnKvEvents | None" = None
+        self,
+        address: str,
+        count_fault: Callable[[str], None],
+        on_kv_events: "OnKvEvents | None" = None,
+        tls: "WorkerTls | None" = None,
     ) -> None:
         self._address = address
+        self._tls = tls
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
         self._connection: http2.Connection | None = None
@@ -73,8 +79,9 @@ class OpenEngineClient(Generic[Key]):
 
     async def connect(self) -> EngineInfo:
         try:
-            self._connection = await asyncio.wait_for(http2.connect(self._address), CALL_SECONDS)
-        except (OSError, asyncio.TimeoutError) as error:
+            connecting = http2.connect(self._address, None if self._tls is None else self._tls.context())
+            self._connection = await asyncio.wait_for(connecting, CALL_SECONDS)
+        except (OSError, WorkerTlsError, asyncio.TimeoutError) as error:
             raise EngineLost(f"{self._address} cannot be reached: {error or 'no connection in time'}") from error
         self._calls.connection = self._connection
         try:
