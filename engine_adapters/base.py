@@ -20,6 +20,7 @@ class FinishReason(enum.IntEnum):
     ABORTED = 3
     REJECTED = 4
     ERROR = 5
+    DEADLINE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,8 @@ class Submission:
     Before `min_tokens` no stop id and no end of sequence ends an answer. `logprobs` and `prompt_logprobs` ask for that
     many alternatives to each token, None for no logprobs at all. A lower `priority` goes first. Prompts share the
     engine's prefix cache only under equal `cache_salt`s and on the same `dp_rank`. Without `stream` the client wants
-    one reply, and all tokens may come with the end.
+    one reply, and all tokens may come with the end. At `ends_at`, by this process's `time.monotonic()`, nobody wants
+    the answer any more; 0.0 is never.
 
     A `phase` "prefill" reads the prompt and ends after the first token: with LENGTH and a `Finish.handoff` if the
     answer goes on, without one if it is complete. A `phase` "decode" gets that as `handoff`, which nobody else looks
@@ -209,6 +211,7 @@ class Submission:
     phase: Phase = ""
     handoff: bytes = b""
     images: tuple[Image, ...] = ()
+    ends_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +382,13 @@ class Engine(Protocol[Key]):
 
     def abort(self, key: Key) -> None:
         """Stop a stream: nothing of it is delivered any more. Unknown keys are ignored."""
+
+    async def check_health(self) -> str:
+        """Ask the executor how it is: what is wrong with it, empty when nothing is.
+
+        One that does not answer in time is not well, unless it has said something else in the meantime. May raise
+        EngineLost, as `run` will.
+        """
 
     @property
     def load(self) -> Load:

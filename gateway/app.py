@@ -22,7 +22,7 @@ from gateway.api.reply import Scope, Send, send_error, stages
 from gateway.api.status import Live, Metrics, Models, Ready
 from gateway.api.tokens import Detokenize, Tokenize
 from gateway.api.unavailable import NotHere
-from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, NotFound
+from gateway.errors import BadRequest, ClientLeft, GatewayError, MethodNotAllowed, NotFound
 from gateway.gateway import Gateway
 from gateway.http_loop import HttpLoop, Receive
 from gateway.metrics import (
@@ -38,10 +38,13 @@ from gateway.metrics import (
     STAGE,
     Cells,
 )
+from gateway.retries import RetryBudget
 from gateway.types import RequestRecord
 
 MAX_REQUEST_ID = 128
 MAX_ROUTING_KEY = 256
+TIMEOUT_HEADER = "x-request-timeout"
+LONGEST_SECONDS = 86400
 REFUSALS = (401, 403, 429, 503)
 
 
@@ -93,6 +96,8 @@ class App:
                 if key.quota is not None:
                     key.quota.begin()
                     quota = key.quota
+            if record.asked_seconds or self._gateway.config.request_seconds:
+                set_deadline(record, self._gateway.config.request_seconds)
             await self._router(scope, receive, send)
         except Exception as error:  # the door: whatever happened, the client gets an answer and the log its line
             record.error = as_gateway_error(error, scope["path"])
@@ -113,8 +118,10 @@ class App:
         tables |= {adapter.name: tables[adapter.parent] for adapter in self._gateway.adapters.values()}
         formats = {model.name: model.formats.copy() for model in self._gateway.models.values()}
         formats |= {adapter.name: formats[adapter.parent] for adapter in self._gateway.adapters.values()}
+        budgets = {name: RetryBudget(self._gateway.config.retry_budget) for name in self._gateway.models}
+        budgets |= {adapter.name: budgets[adapter.parent] for adapter in self._gateway.adapters.values()}
         cells, outbox = self._gateway.registry.cells(), self._gateway.engine.outbox()
-        loop = HttpLoop(cells, tables, formats, outbox, self._gateway.config.request_seconds)
+        loop = HttpLoop(cells, tables, formats, outbox, budgets)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 
@@ -193,12 +200,33 @@ def new_record(scope: Scope) -> RequestRecord:
                 record.request_id = text
         elif name == b"x-routing-key":
             record.routing_key = value[:MAX_ROUTING_KEY].decode("latin-1")
+        elif name == b"x-request-timeout":
+            record.asked_seconds = value.decode("latin-1")
         elif name == b"x-priority":
             record.priority = value.decode("latin-1")
         elif name == b"x-server-timing":
             record.wants_timing = value == b"end"
     record.request_id = record.request_id or os.urandom(16).hex()
     return record
+
+
+def set_deadline(record: RequestRecord, most_seconds: float) -> None:
+    """The client's, and no later than `most_seconds` allow, if that is not 0; raises BadRequest."""
+    seconds, record.limited_by = most_seconds, "--request-seconds"
+    if record.asked_seconds:
+        try:
+            asked = float(record.asked_seconds)
+        except ValueError:
+            asked = 0.0
+        if not 0 < asked <= LONGEST_SECONDS:
+            raise BadRequest(
+                f"x-request-timeout must be seconds, above 0 and at most {LONGEST_SECONDS}, "
+                f"not {record.asked_seconds!r}",
+                param=TIMEOUT_HEADER,
+            )
+        if not seconds or asked < seconds:
+            seconds, record.limited_by = asked, TIMEOUT_HEADER
+    record.ends_at = record.received + seconds
 
 
 def as_gateway_error(error: Exception, path: str) -> GatewayError:

@@ -96,6 +96,9 @@ class Config:
         "URL",
         default_text="an embedded simulator for each model",
     )
+    alias: tuple[str, ...] = option(
+        (), "another name for a model, for clients, and for engines that call it so", "NAME=MODEL"
+    )
     worker_file: str = option(
         "", "a TOML or JSON file that lists workers, followed while it changes (docs/routing.md)", "FILE"
     )
@@ -202,7 +205,35 @@ class Config:
         30.0, "cut a client that acknowledges nothing for this long, or reads too slowly", "SECONDS", between(1, 3600)
     )
     request_seconds: float = option(
-        0.0, "how long a request may take in all; 0 is for ever", "SECONDS", between(0, 86400)
+        0.0,
+        "how long a request may take in all, whatever its x-request-timeout says; 0 is for ever",
+        "SECONDS",
+        between(0, 86400),
+    )
+    retries: int = option(
+        2, "how often a request that failed before its first token is sent to another worker", "N", between(0, 10)
+    )
+    retry_budget: float = option(
+        0.2, "the share of a model's requests that may be sent again, besides 10 a second", "SHARE", between(0, 1)
+    )
+    health_seconds: float = option(
+        2.0,
+        "how often a worker is asked how it is; 3 bad answers take it out, 2 good ones back",
+        "SECONDS",
+        between(0.1, 3600),
+    )
+    breaker_error_rate: float = option(
+        0.5, "a worker gets no requests for a while when this share of them failed; 0: never", "SHARE", between(0, 1)
+    )
+    breaker_requests: int = option(10, "how many requests, at least, that share is of", "N", between(1, 1_000_000))
+    breaker_window_seconds: float = option(
+        30.0, "how long a request counts for that share", "SECONDS", between(1, 3600)
+    )
+    breaker_open_seconds: float = option(
+        5.0,
+        "how long such a worker gets no requests at first; twice as long each time it does not help",
+        "SECONDS",
+        between(0.1, 60),
     )
     api_key: tuple[str, ...] = option((), "a key that clients must have one of", "KEY", default_text="no key needed")
     api_keys: str = option(

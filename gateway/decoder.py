@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from engine_adapters.base import Finish, FinishReason, Logprobs
-from gateway.errors import BadRequest, EngineFailed
+from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed
 from gateway.parsers.output import OutputParser
 from gateway.parsers.stop import StopScanner, StopStrings
 from gateway.tokenizer import DetokenizerTable
@@ -152,6 +152,8 @@ def finish_reason(finish: Finish) -> str:
     """OpenAI's word for it; raises when it is none."""
     if finish.reason is FinishReason.REJECTED:
         raise BadRequest(finish.error)
+    if finish.reason is FinishReason.DEADLINE:
+        raise DeadlineExceeded(finish.error)
     if finish.reason not in FINISH_REASONS:
         raise EngineFailed(finish.error or "the engine aborted the request")
     return FINISH_REASONS[finish.reason]

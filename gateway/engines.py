@@ -8,9 +8,10 @@ session (`load`, `streams`) is replaced or read whole.
 import asyncio
 import contextlib
 import logging
+import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ from engine_adapters.tls import WorkerTls
 from engine_adapters.trtllm.native.client import NativeClient
 from engine_adapters.trtllm.openengine.client import OpenEngineClient
 from gateway import log
-from gateway.metrics import WIRE_FAULTS, Cells
+from gateway.health import Health
+from gateway.metrics import WIRE_FAULTS, WORKER_ANSWERS, Cells
 from gateway.routing import Lease, Router, Worker, WorkerAddress, WorkerState
 from gateway.streams import Batch, Choice, Stream
 from gateway.threads import Command, Mailbox, Outbox, Supervisor
@@ -65,6 +67,8 @@ class Session:
         self._streams: dict[Stream, Lease] = {}
         self._reported_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._health = Health()
+        self._ends = {reason: (worker_name, reason.name.lower()) for reason in FinishReason}
         self.is_leaving = False
 
     def __repr__(self) -> str:
@@ -77,22 +81,17 @@ class Session:
 
     def stop(self, choices: list[Choice], outbox: Outbox[Command]) -> None:
         """From an HTTP loop, by its outbox: abort; nothing more will be delivered for them."""
-        outbox.post(lambda: self._abort(choices))
+        outbox.post_now(lambda: self._abort(choices))
 
     def streams(self) -> list[Stream]:
         """From any thread: the streams that are open now."""
         return list(self._streams.copy())
 
-    def check_silence(self) -> None:
-        """From the watch: a ready worker that says nothing is suspect until it speaks again."""
-        engine, known = self._engine, self._thread.router.state(self.worker)
-        if engine is None or known is None or known.state not in ("ready", "draining", "suspect"):
-            return
-        state = known.state
-        self._thread.post(lambda: self._report(engine))
-        is_silent = time.monotonic() - engine.last_frame_at > SUSPECT_SECONDS
-        if is_silent != (state == "suspect"):
-            self._thread.post(lambda: self._suspect(engine, is_silent))
+    def check(self) -> None:
+        """From the watch: a worker that says nothing is unhealthy until it speaks again."""
+        engine = self._engine
+        if engine is not None:
+            self._thread.post(lambda: self._look_after(engine))
 
     @property
     def load(self) -> Load:
@@ -119,7 +118,7 @@ class Session:
         try:
             await self._serve_on()
         finally:
-            self._end_streams(f"worker {self.worker.name} was removed")
+            self._end_streams(f"worker {self.worker.name} was removed", is_failure=False)
             self._thread.router.remove(self.worker)
 
     async def _serve_on(self) -> None:
@@ -128,37 +127,61 @@ class Session:
         while True:
             try:
                 await self._serve_once()
-            except WorkerUnfit as error:
-                self._publish(WorkerState("unfit", str(error)))
-            except EngineLost as error:
+            except (WorkerUnfit, EngineLost) as error:
                 # A connection that had been good starts the series of delays anew.
                 failures = failures if self._state().info is None else 0
-                self._publish(WorkerState("lost", str(error)))
+                self._publish(WorkerState("unhealthy", str(error)))
+            except Exception as error:  # a door: one worker's trouble, whatever it is, must not be all workers'
+                log.logger.error(f"the session of worker {self.worker.name} failed", exc_info=error)
+                self._publish(WorkerState("unhealthy", f"its session failed: {error!r}"))
             # Only now, so that whoever tries again does not come back to this worker.
-            self._end_streams(f"worker {self.worker.name} was lost")
-            await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+            self._end_streams(f"worker {self.worker.name} was lost", is_failure=True)
+            pause = RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)]
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             failures += 1
 
     async def _serve_once(self) -> None:
         make = ENGINES[self.worker.address.scheme]
         tls = self._thread.tls if self.worker.address.tls else None
         engine = make(self.worker.address.target, self._count_fault, self._note_kv_events, tls)
+        probing: asyncio.Task[None] | None = None
         try:
             info = await engine.connect()
             model = self._thread.admit(self.worker.address, info)
             self._engine = engine
+            self._health = Health()
             role = self.worker.address.role if self.worker.address.role != "any" else info.role or "any"
             self._publish(WorkerState("ready", model=model, info=info, role=role))
+            probing = asyncio.create_task(self._probe(engine))
             await engine.run(self._deliver)
         finally:
             self._engine = None
+            if probing is not None:
+                probing.cancel()
             with contextlib.suppress(Exception):  # a broken channel may object to being closed
                 await engine.close()
 
-    def _suspect(self, engine: Engine[Choice], is_silent: bool) -> None:
-        if engine is self._engine:
-            reason = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else ""
-            self._publish(replace(self._state(), state="suspect" if is_silent else "ready", reason=reason))
+    async def _probe(self, engine: Engine[Choice]) -> None:
+        """Ask the executor how it is, again and again."""
+        while True:
+            await asyncio.sleep(self._thread.health_seconds * random.uniform(0.8, 1.2))
+            try:
+                problem = await engine.check_health()
+            except EngineLost as error:
+                problem = str(error)
+            self._health.note(problem)
+            self._look_after(engine)
+
+    def _look_after(self, engine: Engine[Choice]) -> None:
+        """Take the worker out of the rotation while it is silent or not well; its streams go on."""
+        if engine is not self._engine:
+            return
+        self._report(engine)
+        is_silent = time.monotonic() - engine.last_frame_at > SUSPECT_SECONDS
+        problem = f"silent for {SUSPECT_SECONDS:g} s" if is_silent else self._health.problem
+        known = self._state()
+        if problem != (known.reason if known.state == "unhealthy" else ""):
+            self._publish(replace(known, state="unhealthy" if problem else "ready", reason=problem))
 
     def _report(self, engine: Engine[Choice]) -> None:
         if engine is self._engine and engine.last_frame_at > self._reported_at:
@@ -182,6 +205,7 @@ class Session:
             lease = self._streams.get(choice.stream)
             if lease is not None:
                 lease.withdraw()
+                self._thread.cells.add(WORKER_ANSWERS, self._ends[FinishReason.ABORTED])
             self._close(choice)
             if self._engine is not None:
                 self._engine.abort(choice)
@@ -205,9 +229,12 @@ class Session:
         self._post(deliveries)
 
     def _end(self, choice: Choice, finish: Finish) -> None:
+        self._thread.cells.add(WORKER_ANSWERS, self._ends[finish.reason])
         lease = self._streams.get(choice.stream)
         if lease is not None and finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
             lease.ended(finish.cached_tokens)
+        elif lease is not None and finish.reason is FinishReason.ERROR:
+            lease.failed()
         elif lease is not None:
             lease.withdraw()
         self._close(choice)
@@ -217,9 +244,12 @@ class Session:
             if not mailbox.post(batch):
                 self._abort(choice for choice, *_ in batch)
 
-    def _end_streams(self, reason: str) -> None:
+    def _end_streams(self, reason: str, is_failure: bool) -> None:
         streams, self._streams = self._streams, {}
-        for stream in streams:
+        for stream, lease in streams.items():
+            self._thread.cells.add(WORKER_ANSWERS, (self.worker.name, "lost"), len(stream.open_choices))
+            if is_failure:
+                lease.failed()
             self._post(_ends(stream.open_choices, reason))
 
     def _state(self) -> WorkerState:
@@ -261,7 +291,8 @@ class EngineThread:
     """The one thread and loop that speak gRPC. The loop is never closed before the process ends: `grpc.aio` funnels
     the events of every loop through one queue, and a closed one breaks the others.
 
-    `admit(address, info)` gives the model a worker serves, or raises WorkerUnfit.
+    `admit(address, info)` gives the model a worker serves, or raises WorkerUnfit. Executors are asked how they are
+    every `health_seconds`.
     """
 
     def __init__(
@@ -270,8 +301,10 @@ class EngineThread:
         admit: Callable[[WorkerAddress, EngineInfo], str],
         cells: Cells,
         supervisor: Supervisor,
+        health_seconds: float,
         tls: WorkerTls | None = None,
     ) -> None:
+        self.health_seconds = health_seconds
         self.tls = tls
         self.router = router
         self.admit = admit
@@ -293,10 +326,12 @@ class EngineThread:
         """The same for one HTTP loop, whose commands of one turn go together."""
         return Outbox(self._inbox)
 
-    def connect(self, address: WorkerAddress, name: str | None = None) -> Worker:
-        """Add a worker and start its session."""
+    def connect(
+        self, address: WorkerAddress, name: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> Worker:
+        """Add a worker and start its session; raises NameTaken."""
         session = Session(self, name or str(address), address)
-        self.router.add(session.worker)
+        self.router.add(session.worker, labels)
         self.post(lambda: self._spawn(session))
         return session.worker
 

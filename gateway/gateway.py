@@ -27,12 +27,13 @@ if TYPE_CHECKING:  # numpy and Pillow are imported only where a model has images
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """`encoders` are by the name of a model, `adapters` LoRA adapters by theirs. `visions` are those of the models that
-    take images, and `vision` is the pool where they work."""
+    """`encoders` are by the name of a model, `adapters` LoRA adapters by theirs, `aliases` either by other names.
+    `visions` are those of the models that take images, and `vision` is the pool where they work."""
 
     config: Config
     models: dict[str, Model]
     adapters: dict[str, Model]
+    aliases: dict[str, Model]
     encoders: dict[str, Encoder]
     router: Router
     engine: EngineThread
@@ -50,10 +51,10 @@ class Gateway:
     def model(self, name: str) -> Model:
         """Raises ModelNotFound."""
         # Not by `get`: on 3.13t that takes 20 µs for what another thread made (docs/performance.md).
-        for models in (self.models, self.adapters):
+        for models in (self.models, self.adapters, self.aliases):
             if name in models:
                 return models[name]
-        served = ", ".join(map(repr, (*self.models, *self.adapters)))
+        served = ", ".join(map(repr, (*self.models, *self.adapters, *self.aliases)))
         raise ModelNotFound(f"the model {name!r} is not served here; there is {served}", param="model")
 
     @property

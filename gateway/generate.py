@@ -19,12 +19,14 @@ from gateway.leg import Leg
 from gateway.metrics import (
     NO_TOOL_CALLS,
     RETRIES,
+    RETRIES_REFUSED,
     TOOL_CALLS,
     WIRE_FAULTS,
 )
 from gateway.model import Model
 from gateway.parsers.stop import StopStrings
 from gateway.prepare import prepare
+from gateway.retries import pause_before
 from gateway.routing import Lease, Query, Worker
 from gateway.streams import Take
 from gateway.submissions import constraint_for, fitted, refuse_unsupported, submission_for
@@ -37,7 +39,6 @@ from gateway.types import (
     Waiting,
 )
 
-ATTEMPTS = 3
 INLINE_STOP_CHARACTERS = 500
 """With more of them, making the automaton of the stop strings would hold the loop up for more than half a
 millisecond."""
@@ -70,7 +71,8 @@ async def generate(
     if prompt is None:
         prompt = await prepare(gateway, loop, model, request, record)
     infos = gateway.infos(model) if request.constraint is not None else []
-    submission = submission_for(model, request, prompt, constraint_for(model, request, prompt, infos))
+    constraint = constraint_for(model, request, prompt, infos)
+    submission = submission_for(model, request, prompt, constraint, record.ends_at)
     stops = await stop_strings(gateway, request.output.stop)
     decoders = [
         AnswerDecoder(index, loop.tables[model.name], request.output, stops, reader_for(loop, model, request, prompt))
@@ -160,7 +162,7 @@ class Attempts:
     """One submission's stream, on as many workers as it takes to get a first token out of one of them.
 
     `async with` it: leaving aborts what still runs and gives the lease back. A worker that fails before the first
-    token costs the client nothing but time.
+    token costs the client nothing but time, while the request's time and the model's retry budget allow another try.
 
     Where a model has prefill and decode workers, a prefill worker says the first token, and if the answer goes on a
     decode worker says the others. A decode that fails is not tried again: the client has that token already.
@@ -177,6 +179,9 @@ class Attempts:
         self._query = query_of(submission, record)
         self._tried: set[Worker] = set()
         self._attempts = 0
+        self._pause = 0.0
+        self._budget = loop.budgets[model.name]
+        self._budget.earn()
         self._has_begun = False
         self._must_retry = False
         self._leg: Leg | None = None
@@ -205,7 +210,8 @@ class Attempts:
                 if self._prefilled is not None:
                     self._leave()
                 return result
-            self._try_another()
+            self._give_up_worker()
+            await asyncio.sleep(self._pause)
 
     def drop(self, index: int) -> None:
         """An answer is complete before the engine knows it."""
@@ -216,7 +222,7 @@ class Attempts:
         self, take: Take, index: int, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None
     ) -> bool:
         """Of an answer the first tokens, of a prefill all there is."""
-        if not self._has_begun and has_failed_early(token_ids, finish) and self._attempts < ATTEMPTS:
+        if not self._has_begun and has_failed_early(token_ids, finish) and self._may_retry():
             self._must_retry = True
             return False
         if self._leg is not None:
@@ -277,7 +283,19 @@ class Attempts:
             return replace(self._submission, phase="decode", handoff=self._prefilled.handoff, prompt_logprobs=None)
         return self._submission
 
-    def _try_another(self) -> None:
+    def _may_retry(self) -> bool:
+        """Whether there is time and budget for another attempt; decides on the pause before it."""
+        if self._attempts > self._gateway.config.retries:
+            return False
+        self._pause = pause_before(self._attempts)
+        if 0 < self._record.ends_at < time.monotonic() + self._pause:
+            return False
+        if self._budget.spend():
+            return True
+        self._loop.cells.add(RETRIES_REFUSED, (self._model.name,))
+        return False
+
+    def _give_up_worker(self) -> None:
         if self._leg is not None:
             self._tried.add(self._leg.lease.worker)
         self._leave()

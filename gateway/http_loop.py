@@ -18,6 +18,7 @@ from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.fetch import Fetcher
 from gateway.metrics import Cells
 from gateway.parsers.output import Formats
+from gateway.retries import RetryBudget
 from gateway.streams import LoopStreams
 from gateway.threads import Command, Outbox
 from gateway.tls import ServerTls
@@ -54,8 +55,8 @@ class ServerSettings:
 
 
 class HttpLoop:
-    """`tables` and `formats` are this loop's own copies of the models', by model name, and `outbox` its own way to the
-    engine thread. A request is ended after `request_seconds`, if that is not 0."""
+    """`tables` and `formats` are this loop's own copies of the models', by model name, and so is what of a model's
+    requests it may send again; `outbox` is its own way to the engine thread."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class HttpLoop:
         tables: dict[str, DetokenizerTable],
         formats: dict[str, Formats],
         outbox: Outbox[Command],
-        request_seconds: float,
+        budgets: dict[str, RetryBudget],
     ) -> None:
         self.name = threading.current_thread().name
         self.cells = cells
@@ -72,7 +73,7 @@ class HttpLoop:
         self.tables = tables
         self.formats = formats
         self.outbox = outbox
-        self._request_seconds = request_seconds
+        self.budgets = budgets
         self._loop = asyncio.get_running_loop()
         self.fetcher: Fetcher | None = None
         """Made when the first image is to be fetched."""
@@ -87,7 +88,7 @@ class HttpLoop:
 
     def answering(self, scope: Message, receive: Receive) -> "ActiveRequest":
         """`async with` it around all work for one request whose body has been read."""
-        return ActiveRequest(self._active, scope, receive, self._request_seconds)
+        return ActiveRequest(self._active, scope, receive)
 
     def end_all(self, error: GatewayError) -> None:
         """From any thread: every request in progress ends with `error`."""
@@ -110,16 +111,15 @@ class ActiveRequest:
     error in its place. A plain cancellation from outside passes through untouched.
     """
 
-    __slots__ = ("_active", "_deadline", "_error", "_receive", "_scope", "_seconds", "_task", "_watch")
+    __slots__ = ("_active", "_deadline", "_error", "_receive", "_scope", "_task", "_watch")
 
-    def __init__(self, active: set["ActiveRequest"], scope: Message, receive: Receive, seconds: float) -> None:
+    def __init__(self, active: set["ActiveRequest"], scope: Message, receive: Receive) -> None:
         self._active = active
         self._scope = scope
         self._receive = receive
         self._error: GatewayError | None = None
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._seconds = seconds
         self._deadline: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -130,10 +130,11 @@ class ActiveRequest:
             when_left(self._client_left)
         else:
             self._watch = asyncio.create_task(self._watch_client())
-        if self._seconds:
-            late = DeadlineExceeded(f"the request took longer than {self._seconds:g} s (--request-seconds)")
-            ends_at = self._scope["record"].received + self._seconds
-            self._deadline = asyncio.get_running_loop().call_at(ends_at, self.end, late)
+        record = self._scope["record"]
+        if record.ends_at:
+            seconds = record.ends_at - record.received
+            late = DeadlineExceeded(f"the request took longer than {seconds:.6g} s ({record.limited_by})")
+            self._deadline = asyncio.get_running_loop().call_at(record.ends_at, self.end, late)
         return self
 
     async def __aexit__(

@@ -217,6 +217,28 @@ IMAGE_CACHE_ENTRIES = Metric("gateway_image_cache_entries", "gauge", "Preprocess
 RETRIES = Metric(
     "gateway_retries_total", "counter", "Requests sent to another worker before their first token.", ("model",)
 )
+RETRIES_REFUSED = Metric(
+    "gateway_retries_refused_total",
+    "counter",
+    "Requests that failed before their first token and were not sent again: the retry budget was used up.",
+    ("model",),
+)
+WORKER_ANSWERS = Metric(
+    "gateway_worker_answers_total",
+    "counter",
+    "Answers by how they ended on the worker: stop, length, rejected (the request was at fault), error (the engine "
+    "was), deadline, aborted (by the client or the gateway), lost (with the worker).",
+    ("worker", "end"),
+)
+WORKER_BREAKER = Metric(
+    "gateway_worker_breaker",
+    "gauge",
+    "1 for the state that the worker's circuit breaker is in: closed, open or half_open.",
+    ("worker", "state"),
+)
+WORKER_BREAKER_OPENED = Metric(
+    "gateway_worker_breaker_opened_total", "counter", "How often the worker's circuit breaker opened.", ("worker",)
+)
 WIRE_FAULTS = Metric(
     "gateway_wire_faults_total",
     "counter",
@@ -242,7 +264,7 @@ STALLED = Metric("gateway_stalled_streams", "gauge", "Streams without progress f
 WORKER_STATE = Metric(
     "gateway_worker_state",
     "gauge",
-    "1 for the state that the worker is in: starting, ready, draining, suspect, unfit or lost.",
+    "1 for the state that the worker is in: starting, ready, unhealthy or draining.",
     ("worker", "model", "state"),
 )
 WORKER_SPEED = Metric(

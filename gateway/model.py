@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -259,6 +259,21 @@ def _adapter(text: str, models: dict[str, Model]) -> Model:
     if len(parents) != 1 or parents[0] not in models:
         raise ConfigError(f"lora {text!r}: say whose adapter it is with NAME=MODEL:ID; there is {', '.join(models)}")
     return replace(models[parents[0]], name=name, lora=Lora(name, int(number), path), parent=parents[0])
+
+
+def read_aliases(texts: tuple[str, ...], models: Mapping[str, Model]) -> dict[str, Model]:
+    """The models of `NAME=MODEL` arguments by their other names; raises ConfigError."""
+    aliases: dict[str, Model] = {}
+    for text in texts:
+        alias, separator, name = text.partition("=")
+        if not alias or not separator:
+            raise ConfigError(f"alias {text!r}: expected NAME=MODEL")
+        if name not in models:
+            raise ConfigError(f"alias {text!r}: no model {name!r} is served; there is {', '.join(models)}")
+        if alias in models or alias in aliases:
+            raise ConfigError(f"alias {text!r}: there is a model {alias!r} already; choose another name")
+        aliases[alias] = models[name]
+    return aliases
 
 
 def _id_of(adapter: Model) -> int:

@@ -6,7 +6,6 @@ through their loops.
 
 import asyncio
 import functools
-import gc
 import importlib
 import logging
 import os
@@ -19,7 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_adapters.base import EngineInfo, Load
+from engine_adapters.base import EngineInfo
 from engine_adapters.tls import WorkerTls
 from gateway import log
 from gateway.api.status import unready
@@ -30,41 +29,22 @@ from gateway.engines import EngineThread, WorkerUnfit
 from gateway.errors import Unavailable
 from gateway.fetch import trusted
 from gateway.gateway import Gateway
+from gateway.gauges import add_cache_gauges, add_gauges, add_limit_gauges, count_collections
 from gateway.http_loop import ServerSettings, count_active
 from gateway.limits import Admission, ByteBudget, KeyFile, Keys
 from gateway.listening import StartError, listen, raise_open_files, server_tls
 from gateway.metrics import (
-    ACTIVE_REQUESTS,
-    ADMITTED,
-    BODY_BYTES,
-    CACHED_BLOCKS,
-    GC_PAUSES,
-    GC_SECONDS,
     IMAGE_CACHE_BYTES,
     IMAGE_CACHE_ENTRIES,
-    KEY_ACTIVE,
-    POOL_DEPTH,
-    POOL_THREADS,
-    TOKEN_CACHE_BYTES,
-    TOKEN_CACHE_EVICTIONS,
-    WAITING,
-    WORKER_IN_FLIGHT,
-    WORKER_KV,
-    WORKER_RUNNING,
-    WORKER_SPEED,
-    WORKER_STATE,
-    WORKER_WAITING,
-    Cells,
     Registry,
 )
-from gateway.model import Model, load_adapters
+from gateway.model import Model, load_adapters, read_aliases
 from gateway.pools import Pool
 from gateway.reload import Reloader
-from gateway.routing import STATES, Policies, Router, WorkerAddress
+from gateway.routing import BreakerRules, NameTaken, Policies, Router, WorkerAddress, role_problem
 from gateway.schemas import Validators
 from gateway.threads import Alarm, Supervisor
 from gateway.tokenizer import Encoder, Structure, TokenCache
-from gateway.tokenizer.cache import LEVELS
 from gateway.watch import Watch
 from gateway.worker_file import WorkerFile, WorkerFileError
 
@@ -90,8 +70,9 @@ class Server:
         self._listener = listen(config)
         self._alarm = Alarm()
         supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
-        registry, router = Registry(), Router(policies)
-        admit = functools.partial(admitted_model, models)
+        registry, router = Registry(), Router(policies, rules=breaker_rules(config))
+        aliases = read_aliases(config.alias, {**models, **adapters})
+        admit = functools.partial(admitted_model, models, aliases)
         cores = threading.Semaphore(os.cpu_count() or 1)
         tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
         vision = Pool("vision", config.vision_threads, supervisor, cores, rest_seconds=1.0)
@@ -100,12 +81,13 @@ class Server:
             config=config,
             models=models,
             adapters=adapters,
+            aliases=aliases,
             encoders={
                 name: Encoder(model.tokenizer.library, Structure(model.tokenizer.library), cache, tokenize.share)
                 for name, model in models.items()
             },
             router=router,
-            engine=EngineThread(router, admit, registry.cells(), supervisor, worker_tls),
+            engine=EngineThread(router, admit, registry.cells(), supervisor, config.health_seconds, worker_tls),
             tokenize=tokenize,
             vision=vision,
             visions=visions_of(config, models, registry),
@@ -124,8 +106,7 @@ class Server:
         worker_file = followed(config, self.gateway)
         self._watch = Watch(self.gateway, worker_file)
         self.embedded = [] if workers or worker_file else [self._embed(model) for model in models.values()]
-        for address in workers:
-            self.gateway.engine.connect(address)
+        connect_all(self.gateway, workers)
         key_file = KeyFile(keys, key_path) if key_path else None
         self._reloader = Reloader([each for each in (key_file, tls) if each is not None], supervisor)
         self._scheme = "https" if tls else "http"
@@ -229,12 +210,15 @@ class HttpThread:
             runner.run(self._serve(self._listener, self._stopping))
 
 
-def admitted_model(models: dict[str, Model], address: WorkerAddress, info: EngineInfo) -> str:
+def admitted_model(
+    models: dict[str, Model], aliases: dict[str, Model], address: WorkerAddress, info: EngineInfo
+) -> str:
     """The served model that a worker's engine fits; raises WorkerUnfit."""
-    name = address.model or (info.model if info.model in models else None)
+    known = {**aliases, **models}
+    name = address.model or (info.model if info.model in known else None)
     if name is None and len(models) == 1:
         (name,) = models
-    model = models.get(name or "")
+    model = known.get(name or "")
     if model is None:
         raise WorkerUnfit(
             f"it serves {info.model!r}, and this gateway serves {', '.join(map(repr, models))}; "
@@ -246,23 +230,26 @@ def admitted_model(models: dict[str, Model], address: WorkerAddress, info: Engin
             f"its tokenizer ({theirs.hex()[:16]}…) is not that of model {model.name!r} here ({ours.hex()[:16]}…): "
             "every token would mean something else; point both at the same model folder"
         )
-    if problem := role_problem(address, info):
+    if problem := role_problem(address.role, info):
         raise WorkerUnfit(problem)
-    return model.name
+    return model.served_by
 
 
-def role_problem(address: WorkerAddress, info: EngineInfo) -> str:
-    """Why a worker cannot have the role that its URL says; empty when it can."""
-    if address.role == "any":
-        return ""
-    if "disaggregation" not in info.features:
-        return (
-            f"its role is {address.role!r}, but its engine ({info.engine}) hands nothing over between prefill and "
-            "decode: set the engine up for disaggregation, or leave role out of the worker's URL"
-        )
-    if info.role not in ("", address.role):
-        return f"its URL says that its role is {address.role!r}, and the engine that it is {info.role!r}"
-    return ""
+def breaker_rules(config: Config) -> BreakerRules | None:
+    if not config.breaker_error_rate:
+        return None
+    return BreakerRules(
+        config.breaker_error_rate, config.breaker_requests, config.breaker_window_seconds, config.breaker_open_seconds
+    )
+
+
+def connect_all(gateway: Gateway, workers: list[WorkerAddress]) -> None:
+    """Raises StartError."""
+    try:
+        for address in workers:
+            gateway.engine.connect(address)
+    except NameTaken as error:
+        raise StartError(f"--worker: {error}; name each URL once") from error
 
 
 def followed(config: Config, gateway: Gateway) -> WorkerFile | None:
@@ -270,49 +257,9 @@ def followed(config: Config, gateway: Gateway) -> WorkerFile | None:
     if not config.worker_file:
         return None
     try:
-        return WorkerFile(Path(config.worker_file), gateway.engine, gateway.models)
+        return WorkerFile(Path(config.worker_file), gateway.engine, (*gateway.models, *gateway.aliases))
     except WorkerFileError as error:
         raise StartError(str(error)) from error
-
-
-def add_gauges(gateway: Gateway) -> None:
-    """What is read at the moment of a scrape."""
-    router, registry = gateway.router, gateway.registry
-
-    def each_worker(read: Callable[..., float]) -> Callable[[], list[tuple[tuple[str, ...], float]]]:
-        return lambda: [((worker.name,), read(worker)) for worker in router.snapshot()]
-
-    registry.gauge(
-        WORKER_STATE,
-        lambda: [
-            ((worker.name, state.model, name), float(state.state == name))
-            for worker, state in router.snapshot().items()
-            for name in STATES
-        ],
-    )
-    registry.gauge(WORKER_IN_FLIGHT, each_worker(router.in_flight))
-    registry.gauge(WORKER_RUNNING, each_worker(lambda worker: worker.session.load.running))
-    registry.gauge(WORKER_WAITING, each_worker(lambda worker: worker.session.load.waiting))
-    registry.gauge(WORKER_SPEED, each_worker(lambda worker: worker.session.load.tokens_per_second))
-    registry.gauge(WORKER_KV, each_worker(lambda worker: kv_use(worker.session.load)))
-    registry.gauge(CACHED_BLOCKS, lambda: [((model,), count) for model, count in router.known_blocks().items()])
-    registry.gauge(POOL_THREADS, lambda: [((pool.name,), pool.threads) for pool in gateway.pools])
-    registry.gauge(POOL_DEPTH, lambda: [((pool.name,), pool.depth) for pool in gateway.pools])
-    registry.gauge(ACTIVE_REQUESTS, lambda: [((loop.name,), loop.count_active()) for loop in gateway.loops])
-
-
-def add_limit_gauges(gateway: Gateway) -> None:
-    registry, admission = gateway.registry, gateway.admission
-    registry.gauge(ADMITTED, lambda: [((), admission.active)])
-    registry.gauge(WAITING, lambda: [((priority,), waiting) for priority, waiting in admission.waiting()])
-    registry.gauge(BODY_BYTES, lambda: [((), gateway.body_memory.taken)])
-    registry.gauge(KEY_ACTIVE, lambda: [((name,), active) for name, active in gateway.keys.active()])
-
-
-def add_cache_gauges(registry: Registry, cache: TokenCache) -> None:
-    levels = [(level,) for level in LEVELS]
-    registry.gauge(TOKEN_CACHE_BYTES, lambda: zip(levels, cache.bytes_by_level(), strict=True))
-    registry.gauge(TOKEN_CACHE_EVICTIONS, lambda: zip(levels, cache.evictions_by_level(), strict=True))
 
 
 def visions_of(config: Config, models: dict[str, Model], registry: Registry) -> "Mapping[str, Vision]":
@@ -333,25 +280,6 @@ def visions_of(config: Config, models: dict[str, Model], registry: Registry) -> 
         registry.gauge(IMAGE_CACHE_BYTES, lambda: [((), cache.bytes)])
         registry.gauge(IMAGE_CACHE_ENTRIES, lambda: [((), len(cache))])
     return visions
-
-
-def kv_use(load: Load) -> float:
-    return load.kv_tokens_used / load.kv_tokens_total if load.kv_tokens_total else 0.0
-
-
-def count_collections(cells: Cells) -> None:
-    """Count garbage collections from now on. They come one at a time, on whichever thread set one off."""
-    started = 0.0
-
-    def note(phase: str, _: dict[str, int]) -> None:
-        nonlocal started
-        if phase == "start":
-            started = time.monotonic()
-        else:
-            cells.add(GC_PAUSES)
-            cells.add(GC_SECONDS, (), time.monotonic() - started)
-
-    gc.callbacks.append(note)
 
 
 def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies) -> int:

@@ -27,7 +27,9 @@ def refuse_oversized(model: Model, request: GenerateRequest, prompt: Prompt) -> 
     return max_tokens
 
 
-def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, constraint: Constraint | None) -> Submission:
+def submission_for(
+    model: Model, request: GenerateRequest, prompt: Prompt, constraint: Constraint | None, ends_at: float = 0.0
+) -> Submission:
     """Raises BadRequest when prompt and completion do not fit the context."""
     max_tokens = refuse_oversized(model, request, prompt)
     return Submission(
@@ -50,6 +52,7 @@ def submission_for(model: Model, request: GenerateRequest, prompt: Prompt, const
         # Where the engine must be stopped from here, its tokens have to come as they are made.
         stream=request.stream or bool(request.output.stop),
         images=prompt.images,
+        ends_at=ends_at,
     )
 
 

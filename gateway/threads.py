@@ -145,6 +145,11 @@ class Outbox[Item]:
             self._loop.call_soon(self._flush)
         self._items.append(item)
 
+    def post_now(self, item: Item) -> None:
+        """The same without waiting for the turn's end: what must not be lost when the loop stops."""
+        self._items.append(item)
+        self._flush()
+
     def _flush(self) -> None:
         items, self._items = self._items, []
         self._mailbox.post_all(items)

@@ -327,6 +327,11 @@ class RequestRecord:
     """The client's x-priority."""
     routing_key: str = ""
     """The client's x-routing-key."""
+    asked_seconds: str = ""
+    """The client's x-request-timeout, as it came."""
+    ends_at: float = 0.0
+    limited_by: str = ""
+    """What set `ends_at`."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

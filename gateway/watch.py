@@ -38,7 +38,8 @@ class Watch:
                 pool.adapt()
             self._measure_lag()
             for worker in self._gateway.router.snapshot():
-                worker.session.check_silence()
+                worker.session.check()
+            self._gateway.router.tick()
             self._remove_drained()
             if self._worker_file is not None:
                 self._worker_file.follow()

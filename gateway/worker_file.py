@@ -4,6 +4,7 @@
     url = "step://10.0.0.5:9000?weight=2"
     name = "a"           # the URL without its options, if left out
     draining = false
+    labels = { rack = "7" }
 
 Threads: made on the main thread; from then on the watch's.
 """
@@ -11,16 +12,17 @@ Threads: made on the main thread; from then on the watch's.
 import json
 import logging
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gateway import log
 from gateway.engines import EngineThread
-from gateway.routing import AddressError, Worker, WorkerAddress
+from gateway.routing import AddressError, NameTaken, Worker, WorkerAddress
 
-FIELDS = {"url": str, "name": str, "draining": bool}
+FIELDS = {"url": str, "name": str, "draining": bool, "labels": dict}
 
 
 class WorkerFileError(ValueError):
@@ -31,6 +33,7 @@ class WorkerFileError(ValueError):
 class Entry:
     address: WorkerAddress
     draining: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class WorkerFile:
@@ -67,7 +70,7 @@ class WorkerFile:
         for name, entry in self._wanted.items():
             worker, before = there.get(name), self._applied.get(name)
             if worker is None:
-                self._change(self._engine.connect(entry.address, name), entry)
+                self._connect(name, entry)
             elif worker in router.leaving or before == entry:
                 continue
             elif replace(worker.address, weight=1.0) != replace(entry.address, weight=1.0):
@@ -75,9 +78,14 @@ class WorkerFile:
             else:
                 self._change(worker, entry)
 
+    def _connect(self, name: str, entry: Entry) -> None:
+        with suppress(NameTaken):  # somebody else was faster; the next look finds that one
+            self._change(self._engine.connect(entry.address, name), entry)
+
     def _change(self, worker: Worker, entry: Entry) -> None:
         self._applied[worker.name] = entry
         self._engine.router.set_weight(worker, entry.address.weight)
+        self._engine.router.set_labels(worker, entry.labels)
         self._engine.router.drain(worker, entry.draining)
 
     def _stamped(self) -> tuple[int, int]:
@@ -123,4 +131,7 @@ def read_entry(value: Any, place: str, models: frozenset[str]) -> tuple[str, Ent
         raise WorkerFileError(f"{place}.url: {error}") from error
     if address.model is not None and address.model not in models:
         raise WorkerFileError(f"{place}.url names the model {address.model!r}, which is not served here")
-    return value.get("name", str(address)), Entry(address, value.get("draining", False))
+    labels = value.get("labels", {})
+    if not all(isinstance(text, str) for text in (*labels, *labels.values())):
+        raise WorkerFileError(f"{place}.labels must be texts by name")
+    return value.get("name", str(address)), Entry(address, value.get("draining", False), labels)

@@ -1,16 +1,19 @@
 """`perf routing` once more, small and with everything real: simulators, a gateway for each policy, clients over HTTP.
 
 Multi-turn chats that share system prompts arrive at random; each client reads its answer's stream and goes on after a
-pause. It confirms what the simulated fleet says; for figures that repeat, use that.
+pause. With `--gateways 2` each turn goes to either. `busiest / mean` is of the answers that each executor has given.
+It confirms what the simulated fleet says; for figures that repeat, use that.
 """
 
 import argparse
 import http.client
 import json
 import random
+import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +27,8 @@ from perf.samples import CHAT_PATH
 WORDS = (
     "sea wind stone light river cloud field night road fire snow leaf bird star sand rain hill tree lake moon".split()
 )
-HEADER = ("policy", "TTFT ms mean", "p50", "p99", "hit rate %", "requests", "errors")
+HEADER = ("policy", "TTFT ms mean", "p50", "p99", "hit rate %", "busiest / mean", "requests", "errors")
+ANSWERS = re.compile(r'^gateway_worker_answers_total{worker="([^"]*)".*} (\d+)$', re.MULTILINE)
 
 
 @dataclass
@@ -42,9 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     rows = []
     for policy in options.policies.split(","):
         log = Log()
-        with executors(options) as urls, a_gateway(urls, policy) as port:
-            run_chats(port, options, log)
-        rows.append(row(policy, log))
+        with executors(options) as urls, gateways(urls, policy, options.gateways) as ports:
+            run_chats(ports, options, log)
+            rows.append(row(policy, log, spread(ports, len(urls))))
         sys.stderr.write(f"{policy}: {rows[-1][1]} ms\n")
     sys.stdout.write(table(HEADER, rows))
 
@@ -53,6 +57,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3.13t -m perf chats", description=__doc__)
     parser.add_argument("--policies", default="round_robin,least_load,cache_aware", metavar="NAME,NAME")
     parser.add_argument("--executors", type=int, default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--gateways", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--system-prompts", type=int, default=6, metavar="N", help="0: nothing shared (default: 6)")
     parser.add_argument("--rate", type=float, default=1.5, metavar="N", help="chats a second (default: 1.5)")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="of arrivals (default: 20)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="of a chat (default: 5)")
@@ -73,6 +79,13 @@ def executors(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 @contextmanager
+def gateways(urls: list[str], policy: str, count: int) -> Iterator[list[int]]:
+    """The ports of gateways that all have all workers."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(a_gateway(urls, policy)) for _ in range(count)]
+
+
+@contextmanager
 def a_gateway(urls: list[str], policy: str) -> Iterator[int]:
     workers = [word for url in urls for word in ("--worker", url)]
     options = ("--port", "0", "--log-level", "error", "--policy", policy)
@@ -88,35 +101,49 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def ready(port: int) -> list[Any]:
+    return [worker for worker in json.loads(get(port, "/ready"))["workers"] if worker["state"] == "ready"]
+
+
+def spread(ports: list[int], workers: int) -> float:
+    """How many answers the busiest executor has given, in means."""
+    counts: Counter[str] = Counter()
+    for port in ports:
+        for worker, count in ANSWERS.findall(get(port, "/metrics")):
+            counts[worker] += int(count)
+    return max(counts.values()) * workers / counts.total()
+
+
+def get(port: int, path: str) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", "/ready")
-    workers = json.loads(connection.getresponse().read())["workers"]
+    connection.request("GET", path)
+    text = connection.getresponse().read().decode()
     connection.close()
-    return [worker for worker in workers if worker["state"] == "ready"]
+    return text
 
 
-def run_chats(port: int, options: argparse.Namespace, log: Log) -> None:
+def run_chats(ports: list[int], options: argparse.Namespace, log: Log) -> None:
     dice = random.Random(1)
-    systems = [words(dice, 500) for _ in range(6)]
+    systems = [words(dice, 500) for _ in range(options.system_prompts)]
     running: list[threading.Thread] = []
     end = time.monotonic() + options.seconds
     while (pause := dice.expovariate(options.rate)) + time.monotonic() < end:
         time.sleep(pause)
         seed = len(running)
-        thread = threading.Thread(target=chat, args=(port, seed, dice.choice(systems), options.turns, log))
+        system = dice.choice(systems) if systems else words(random.Random(-1 - seed), 500)
+        thread = threading.Thread(target=chat, args=(ports, seed, system, options.turns, log))
         thread.start()
         running.append(thread)
     for thread in running:
         thread.join()
 
 
-def chat(port: int, seed: int, system: str, turns: int, log: Log) -> None:
+def chat(ports: list[int], seed: int, system: str, turns: int, log: Log) -> None:
     dice = random.Random(seed)
     messages = [{"role": "system", "content": system}]
     for _ in range(turns):
         messages.append({"role": "user", "content": words(dice, 100)})
         try:
-            messages.append({"role": "assistant", "content": ask(port, str(seed), messages, log)})
+            messages.append({"role": "assistant", "content": ask(dice.choice(ports), str(seed), messages, log)})
         except (OSError, ValueError) as error:
             log.errors.append(repr(error))
             return
@@ -153,13 +180,14 @@ def words(dice: random.Random, count: int) -> str:
     return " ".join(dice.choices(WORDS, k=count))
 
 
-def row(policy: str, log: Log) -> list[str]:
+def row(policy: str, log: Log, busiest: float) -> list[str]:
     waits = sorted(log.waits)
     figures = (mean(waits), waits[len(waits) // 2], waits[len(waits) * 99 // 100])
     return [
         policy,
         *(f"{1000 * seconds:.0f}" for seconds in figures),
         f"{100 * sum(log.cached_tokens) / sum(log.prompt_tokens):.1f}",
+        f"{busiest:.2f}",
         str(len(waits)),
         str(len(log.errors)),
     ]

@@ -1,8 +1,8 @@
 """What a routing decision costs: each policy before 8 to 2048 workers, on one thread and on two; and the block index.
 
-A decision is a lease and its return, the policy and the counts together. Half of each prompt is cached by a handful of
-workers. `µs` is CPU time on one thread and, next to it, on each of two; `gain` is how much more two decide than one,
-which needs two idle cores.
+A decision is a lease, its first token and its return: the policy, the counts and the circuit breaker together. Half of
+each prompt is cached by a handful of workers. `µs` is CPU time on one thread and, next to it, on each of two; `gain` is
+how much more two decide than one, which needs two idle cores.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from engine_adapters.base import EngineInfo, KvRemoved, KvStored, Load
-from gateway.routing import POLICIES, Policies, Query, Router, Worker, WorkerAddress, WorkerState
+from gateway.routing import POLICIES, BreakerRules, Policies, Query, Router, Worker, WorkerAddress, WorkerState
 from gateway.routing.blocks import BlockIndex, CachedBlocks, block_keys, seed_for
 from perf.machine import resident_mb
 from perf.report import table
@@ -60,7 +60,7 @@ def random_tokens(dice: random.Random, count: int) -> bytes:
 def a_fleet(policy: str, workers: int, tokens: int) -> tuple[Router, list[bytes]]:
     """A router before so many workers, some of them with the first half of each prompt."""
     dice = random.Random(1)
-    router = Router(Policies([policy]))
+    router = Router(Policies([policy]), rules=BreakerRules())
     features = frozenset({"kv_events"})
     info = EngineInfo("perf", "1", "m", 100_000, 1 << 20, 256, b"", (), BLOCK_SIZE, 1, features)
     fleet = []
@@ -98,7 +98,9 @@ def decisions(router: Router, prompts: Sequence[bytes], threads: int, seconds: f
         count = 0
         while time.perf_counter() < end:
             for prompt in mine:
-                router.lease("m", set(), Query(prompt, routing_key=str(count % 1000))).release()
+                lease = router.lease("m", set(), Query(prompt, routing_key=str(count % 1000)))
+                lease.begin()
+                lease.release()
                 count += 1
         counts[number], cpu[number] = count, time.thread_time() - began
 
@@ -113,20 +115,24 @@ def decisions(router: Router, prompts: Sequence[bytes], threads: int, seconds: f
 def index_rows(tokens: int, blocks: int) -> list[list[str]]:
     prompt = random_tokens(random.Random(1), tokens)
     hashing = seconds_for(lambda: block_keys(prompt, BLOCK_SIZE, 0), 500)
+    guesses, bytes_predicted = predicted(blocks // 4, tokens)
     index, cache, event_seconds, bytes_each, removal = filled(blocks, tokens)
-    keys = block_keys(prompt, BLOCK_SIZE, seed_for(0, ""))
+    assert guesses, "freed memory would be taken for the next index"
+    keys = block_keys(prompt, BLOCK_SIZE, seed_for())
     looking = seconds_for(lambda: [*index.matches(keys, cache.bit)], 2000)
     return [
         ["µs to hash a prompt", f"{1e6 * hashing:.1f}"],
         ["µs to match a prompt", f"{1e6 * looking:.1f}"],
         [f"inserts/s, up to {blocks} blocks", f"{blocks / event_seconds:,.0f}"],
         ["removals/s", f"{blocks / removal:,.0f}"],
-        ["bytes per block", f"{bytes_each:.0f}"],
+        ["bytes per block, as it grows", f"{min(bytes_each):.0f} to {max(bytes_each):.0f}"],
+        ["bytes per predicted block", f"{min(bytes_predicted):.0f} to {max(bytes_predicted):.0f}"],
     ]
 
 
-def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, float, float]:
-    """An index told of so many blocks on one candidate by events of `tokens` each: seconds, bytes a block, seconds."""
+def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, list[float], float]:
+    """An index told of so many blocks on one candidate by events of `tokens` each: seconds, bytes a block from a fifth
+    of the blocks on, seconds."""
     dice = random.Random(2)
     each = tokens // BLOCK_SIZE
     events = []
@@ -137,19 +143,36 @@ def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, f
     index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1)
     gc.collect()
     before = resident_mb(os.getpid())
-    spent = 0.0
+    spent, bytes_each = 0.0, []
     for number, hashes in enumerate(events):
         # The engine's hashes arrive as new objects, decoded from a frame.
         event = KvStored(0, tuple(array("Q", hashes)), pool[4 * number : 4 * (number + tokens)])
         began = time.perf_counter()
         index.apply(cache, event, number)
         spent += time.perf_counter() - began
-    bytes_each = (resident_mb(os.getpid()) - before) * 1e6 / len(index)
+        if len(index) > blocks / 5 and number % 256 == 0:
+            bytes_each.append((resident_mb(os.getpid()) - before) * 1e6 / len(index))
     began = time.perf_counter()
     for hashes in events[: len(events) // 2]:
         index.apply(cache, KvRemoved(hashes))
     removal = 2 * (time.perf_counter() - began)
     return index, cache, spent, bytes_each, removal
+
+
+def predicted(blocks: int, tokens: int) -> tuple[object, list[float]]:
+    """What so many blocks, sent to an engine that tells nothing, take up, and bytes a block from a fifth of them on."""
+    dice = random.Random(3)
+    prompts = blocks // (tokens // BLOCK_SIZE)
+    pool = random_tokens(dice, tokens + prompts)
+    index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1, blocks)
+    gc.collect()
+    before = resident_mb(os.getpid())
+    bytes_each = []
+    for number in range(prompts):
+        index.predict(cache, block_keys(pool[4 * number : 4 * (number + tokens)], BLOCK_SIZE, number), float(number))
+        if len(index) > blocks / 5 and number % 64 == 0:
+            bytes_each.append((resident_mb(os.getpid()) - before) * 1e6 / len(index))
+    return (index, cache), bytes_each
 
 
 def seconds_for(call: Callable[[], object], count: int) -> float:

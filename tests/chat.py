@@ -62,6 +62,8 @@ def events_of(response: httpx.Response) -> Generator[Any]:
         for piece in pieces:
             *events, rest = (rest + piece).split(b"\n\n")
             for event in events:
+                if event == b": waiting":
+                    continue  # a stream that was quiet for a while
                 assert event.startswith(b"data: ") and b"\n" not in event, event
                 data = event.removeprefix(b"data: ").decode()
                 yield data if data == DONE else json.loads(data)

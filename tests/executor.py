@@ -62,7 +62,7 @@ LOOP = Loop()
 class FakeExecutor:
     """Serves the step stream on `address`; `with` stops it. To each submit it says `greeting` at once."""
 
-    def __init__(self, greeting: str = "", info: messages.Info | None = None, port: int = 0) -> None:
+    def __init__(self, greeting: str = "", info: messages.Info | bytes | None = None, port: int = 0) -> None:
         self.info = info or demo_info()
         self.greeting = greeting
         self.submits: queue.Queue[messages.Submit] = queue.Queue()
@@ -134,7 +134,7 @@ class FakeExecutor:
         return f"127.0.0.1:{port}"
 
     async def _get_info(self, _request: bytes, _context: object) -> bytes:
-        return codec.encode(self.info)
+        return self.info if isinstance(self.info, bytes) else codec.encode(self.info)
 
     async def _attach(self, _requests: object, context: Any) -> None:
         hello = codec.decode(messages.ClientFrame, await context.read())

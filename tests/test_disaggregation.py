@@ -211,12 +211,12 @@ def test_whole_requests_go_to_workers_of_any_role_when_half_of_a_pair_is_missing
     ("info", "role", "reason"),
     [
         ({"features": []}, "prefill", "hands nothing over between prefill and decode"),
-        ({**INFO, "role": messages.PHASE_DECODE}, "prefill", "the engine that it is 'decode'"),
+        ({**INFO, "role": messages.PHASE_DECODE}, "prefill", "its engine serves 'decode' only"),
     ],
 )
 def test_a_worker_that_cannot_have_its_role_is_unfit(info: dict[str, Any], role: str, reason: str) -> None:
     with FakeExecutor(info=demo_info(**info)) as executor, Gateway(workers=[url(executor, role)]) as gateway:
-        eventually(lambda: gateway.worker_states() == ["unfit"])
+        eventually(lambda: gateway.worker_states() == ["unhealthy"])
         (worker,) = gateway.ready()["workers"]
         assert reason in worker["reason"]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
-    {"errors", "log", "metrics"},
+    {"errors", "health", "log", "metrics", "retries"},
     {"config", "schemas", "threads", "tls", "types"},
     {"fetch"},
     {"generation_config", "limits", "multimodal", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},
@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"images"},
     {"prepare"},
     {"generate"},
-    {"api", "granian_server", "http_server", "watch"},
+    {"api", "gauges", "granian_server", "http_server", "watch"},
     {"app"},
     {"server"},
     {"command"},

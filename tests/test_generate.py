@@ -222,6 +222,7 @@ EARLY_ENDS: dict[str, tuple[FinishReason, dict[str, Any], int]] = {
     "rejected": (FinishReason.REJECTED, {"error": "no such adapter"}, 400),
     "failed": (FinishReason.ERROR, {"error": "out of memory"}, 502),
     "aborted": (FinishReason.ABORTED, {}, 502),
+    "out of time": (FinishReason.DEADLINE, {"error": "the engine has no more time for it"}, 504),
 }
 
 

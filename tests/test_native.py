@@ -116,10 +116,10 @@ def test_an_engine_that_fails_in_silence_costs_nothing_but_time(servicer: Servic
 
 
 def test_a_sick_engine_gets_no_requests_until_it_is_well(servicer: Servicer) -> None:
-    with Gateway(workers=[servicer.url]) as gateway:
+    with Gateway("--health-seconds", "0.1", workers=[servicer.url]) as gateway:
         gateway.wait_until_ready()
         servicer.obey(**HELLO | {"health": "RuntimeError: CUDA error"})
-        eventually(lambda: gateway.worker_states() == ["lost"], "the worker's loss")
+        eventually(lambda: gateway.worker_states() == ["unhealthy"], "the worker's loss")
         assert "CUDA error" in gateway.ready()["workers"][0]["reason"]
         servicer.obey(**HELLO)
         gateway.wait_until_ready()
@@ -169,7 +169,7 @@ def test_many_streams_at_once_lose_nothing(duration: float) -> None:
         assert gateway.metric("gateway_wire_faults_total") == gateway.metric("gateway_retries_total") == 0
         # An engine that takes 2000 requests at once may well be silent for a while.
         troubles = [entry for entry in gateway.log() if entry["level"] in ("WARNING", "ERROR")]
-        assert not [entry for entry in troubles if not entry["message"].endswith("is suspect")]
+        assert not [entry for entry in troubles if not entry["message"].endswith("is unhealthy")]
 
 
 async def all_at_once(gateway: Gateway, streams: int, tokens: int) -> list[bytes]:

@@ -151,8 +151,8 @@ def test_many_streams_at_once(front: Gateway, background: ThreadPoolExecutor) ->
 @pytest.mark.slow
 def test_health_is_the_workers_state(tools_python: Path) -> None:
     with OpenEngineServer(tools_python, eos=END_OF_TURN, health=NOT_READY, health_message="loading") as server:
-        with Gateway("--connect-seconds", "1", workers=[server.url]) as gateway:
-            eventually(lambda: gateway.worker_states() == ["lost"])
+        with Gateway("--connect-seconds", "1", "--health-seconds", "0.1", workers=[server.url]) as gateway:
+            eventually(lambda: gateway.worker_states() == ["unhealthy"])
             assert "is not ready: loading" in gateway.ready()["workers"][0]["reason"]
             server.set(health=READY)
             gateway.wait_until_ready()
@@ -160,7 +160,7 @@ def test_health_is_the_workers_state(tools_python: Path) -> None:
             server.set(unimplemented=["GetLoad"])
             eventually(lambda: gateway.lines("does without GetLoad: GetLoad is not implemented"))
             server.set(health=NOT_READY)
-            eventually(lambda: gateway.worker_states() == ["lost"])
+            eventually(lambda: gateway.worker_states() == ["unhealthy"])
             assert ask(gateway).status_code == 503
 
 
@@ -178,7 +178,7 @@ def test_another_worker_takes_over_when_one_dies(tools_python: Path) -> None:
             idle.forget()
             busy.child.kill()
             assert completions.texts_of(waiting.result(20)) == [PROMPT]
-            assert sorted(gateway.worker_states()) == ["lost", "ready"]
+            assert sorted(gateway.worker_states()) == ["ready", "unhealthy"]
 
 
 @pytest.fixture(scope="module")

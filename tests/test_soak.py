@@ -1,4 +1,5 @@
-"""Many short streams and many clients that leave, for --duration seconds: nothing may be left over at the end."""
+"""Many short streams, clients that leave, and prompts that nobody has sent before, for --duration seconds: nothing may
+be left over at the end."""
 
 import random
 import threading
@@ -103,3 +104,51 @@ def test_nothing_is_left_over(server: str, duration: float) -> None:
         connections = eventually(lambda: [each for each in process.net_connections() if each.status == "ESTABLISHED"])
         assert len(connections) <= len(workers) + 1, "only the workers and this test are connected"
         assert gateway.terminate() == 0
+
+
+KV_TOKENS = 131_072
+FLAT_SECONDS = 20.0
+"""Less says nothing about memory."""
+FLAT_BYTES = 24 << 20
+
+
+def resident(process: psutil.Process) -> int:
+    size: int = process.memory_info().rss
+    return size
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_prompts_that_are_all_new_leave_memory_flat(duration: float) -> None:
+    """Thousands a minute, on an executor that tells what it caches and on one that does not."""
+    if duration < FLAT_SECONDS:
+        pytest.skip(f"takes a --duration of {FLAT_SECONDS:g} s or more")
+    pace = ("--speed", "0", "--kv-tokens", str(KV_TOKENS), "--output", "random")
+    with Simulator(*pace) as told, Simulator(*pace, "--wire", "trtllm") as guessed:
+        workers = [told.url, f"trtllm://{guessed.address}"]
+        with Gateway("--cache-mb", "16", workers=workers) as gateway:
+            eventually(lambda: gateway.worker_states() == ["ready", "ready"])
+            process, began = psutil.Process(gateway.child.pid), time.monotonic()
+            sent: Counter[int] = Counter()
+
+            def ask(seed: int) -> None:
+                dice = random.Random(seed)
+                with httpx.Client(base_url=gateway.url, timeout=30) as client:
+                    while time.monotonic() < began + duration:
+                        content = " ".join(str(dice.random()) for _ in range(60))
+                        assert client.post(PATH, json=chat.body(content, max_tokens=1)).status_code == 200
+                        sent[seed] += 1
+
+            clients = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+            for client in clients:
+                client.start()
+            time.sleep(duration / 2)
+            half, half_sent = resident(process), sent.total()
+            for client in clients:
+                client.join()
+            wait_until_idle(gateway)
+            rate = 60 * sent.total() / duration
+            assert half_sent > 500 and rate > 1000, f"{rate:.0f} a minute is too little to say anything"
+            assert resident(process) < half + FLAT_BYTES, f"{half >> 20} MiB grew to {resident(process) >> 20}"
+            blocks = gateway.metric("gateway_cached_blocks")
+            assert 0 < blocks < 2 * (KV_TOKENS // 16) + 8192 + 2048

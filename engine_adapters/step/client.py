@@ -129,6 +129,8 @@ class StepClient(Generic[Key]):
                 half.result()
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"the stream to {self._address} broke: {_describe(error)}") from error
+        except asyncio.InvalidStateError as error:  # what grpc.aio makes of a write to a call that has just ended
+            raise EngineLost(f"the stream to {self._address} broke: {error}") from error
         finally:
             call.cancel()
             for half in (*halves, *(task for _, task in self._uploading.values())):
@@ -197,20 +199,40 @@ class StepClient(Generic[Key]):
         for message, _ in self._uploading.values():
             yield message
 
+    async def check_health(self) -> str:
+        began = time.monotonic()
+        try:
+            reply = await self._call(messages.EXECUTOR_HEALTH, messages.HealthRequest(), messages.HealthReply)
+        except codec.DecodeError as error:
+            return f"its answer to a health check cannot be read: {error}"
+        except grpc.aio.AioRpcError as error:
+            speaks = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and self._last_frame_at > began
+            return "" if speaks or error.code() is grpc.StatusCode.UNIMPLEMENTED else _describe(error)
+        return "" if reply.healthy else reply.message or "it says that it is not healthy"
+
     async def close(self) -> None:
         await self._channel.close()
 
     async def _ask(
         self, method: str, question: codec.Message, answer: type[Answer], seconds: float = CONNECT_SECONDS
     ) -> Answer:
-        call = self._channel.unary_unary(
-            method, request_serializer=codec.encode, response_deserializer=lambda data: codec.decode(answer, data)
-        )
         try:
-            result: Answer = await call(question, timeout=seconds, wait_for_ready=self._waits)
+            return await self._call(method, question, answer, seconds)
         except grpc.aio.AioRpcError as error:
             raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
-        return result
+        except codec.DecodeError as error:
+            self._count_fault("malformed_frame")
+            raise EngineLost(f"{self._address} answers what is no step stream's: {error}") from error
+
+    async def _call(
+        self, method: str, question: codec.Message, answer: type[Answer], seconds: float = CONNECT_SECONDS
+    ) -> Answer:
+        """Raises AioRpcError and DecodeError."""
+        call: grpc.aio.UnaryUnaryMultiCallable[codec.Message, bytes] = self._channel.unary_unary(
+            method, request_serializer=codec.encode
+        )
+        # Decoded here: of a deserializer that raises, grpc.aio makes a None.
+        return codec.decode(answer, await call(question, timeout=seconds, wait_for_ready=self._waits))
 
     async def _send(self, call: AttachCall) -> None:
         """Write what has gathered, in as few frames as their size allows; aborts travel in the first of them."""

@@ -33,6 +33,7 @@ FINISH_REASON_LENGTH: Final = 2  # max_tokens or the context is used up
 FINISH_REASON_ABORTED: Final = 3  # answers an abort; always sent, so that the gateway knows the slot is free
 FINISH_REASON_REJECTED: Final = 4  # the request itself is at fault, `error` says why
 FINISH_REASON_ERROR: Final = 5  # the engine is at fault, `error` says why
+FINISH_REASON_DEADLINE: Final = 6  # timeout_ms is over, or the engine's own limit
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Submit:
     phase: int = 0  # Phase
     handoff: bytes = b""  # PHASE_DECODE: what the prefill's Finished carried, untouched
     images: list[Image] = field(default_factory=list)  # in the order of their offsets
+    timeout_ms: int = 0  # from now on; then the stream ends with DEADLINE, whatever it has. 0: no limit
 
 
 @dataclass(slots=True)
@@ -354,6 +356,7 @@ Submit.LAYOUT = Layout(
     singular(19, "phase", "enum"),
     singular(20, "handoff", "bytes"),
     repeated(21, "images", Image),
+    singular(24, "timeout_ms", "uint32"),
 )
 
 Image.LAYOUT = Layout(

@@ -315,11 +315,21 @@ class StepServer:
             self._start(streams, translation.as_submission(submit, images))
 
     def _start(self, streams: list[Stream], submission: Submission) -> None:
+        if submission.ends_at:
+            seconds = submission.ends_at - time.monotonic()
+            for stream in streams:
+                stream.deadline = asyncio.get_running_loop().call_later(seconds, self._expire, stream)
         try:
             self._engine.submit(streams, submission)
         except Exception as error:  # whatever an engine does, the other streams go on
             log.exception("the engine failed to take %r", streams)
             self._end(streams, Finish(FinishReason.ERROR, error=f"the engine failed: {error!r}"))
+
+    def _expire(self, stream: Stream) -> None:
+        """The gateway wants no more of it, whether or not it comes to say so."""
+        stream.session.end(stream, Finish(FinishReason.DEADLINE, error="the request's time is over"))
+        stream.session.wake.set()
+        self._engine.abort(stream)
 
     def _reject(self, streams: list[Stream], problem: str) -> None:
         self._note_fault("bad_submit", streams[0].session, f"{streams[0].request_id}: {problem}")
@@ -337,7 +347,7 @@ class StepServer:
     def _abort_streams(self, session: Session) -> None:
         """Nobody is left to hear of these streams: take them from the engine."""
         for stream in [*session.streams.values()]:
-            stream.is_live = False
+            stream.kill()
             self._engine.abort(stream)
         session.streams.clear()
 

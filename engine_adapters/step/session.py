@@ -18,13 +18,20 @@ KV_EVENTS_PER_FRAME = 64
 class Stream:
     """One answer to a request of one gateway: the key under which an engine knows it."""
 
-    __slots__ = ("is_live", "request_id", "session", "stream_id")
+    __slots__ = ("deadline", "is_live", "request_id", "session", "stream_id")
 
     def __init__(self, session: "Session", stream_id: int, request_id: str) -> None:
         self.session = session
         self.stream_id = stream_id
         self.request_id = request_id
         self.is_live = True
+        self.deadline: asyncio.TimerHandle | None = None
+
+    def kill(self) -> None:
+        """Nothing is sent for it any more."""
+        self.is_live = False
+        if self.deadline is not None:
+            self.deadline.cancel()
 
     def __repr__(self) -> str:
         return f"<Stream {self.stream_id} {self.request_id!r}{'' if self.is_live else ' ended'}>"
@@ -59,7 +66,7 @@ class Session:
         return bool(self.token_ids or self.finished or self.kv_events)
 
     def end(self, stream: Stream, finish: Finish) -> None:
-        stream.is_live = False
+        stream.kill()
         del self.streams[stream.stream_id]
         self.finished.append(translation.finished_message(stream.stream_id, finish))
 

@@ -3,6 +3,7 @@
 What reads a message raises ValueError, and TypeError where a column is not whole, when the message makes no sense.
 """
 
+import time
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -30,6 +31,7 @@ from engine_adapters.base import (
 from engine_adapters.step import PROTOCOL_VERSION, messages
 
 REASONS = {reason.value: reason for reason in FinishReason}
+LONGEST_TIMEOUT_MS = (1 << 32) - 1
 PHASES: tuple[Phase, ...] = ("", "prefill", "decode")
 """By their numbers on the wire."""
 
@@ -57,6 +59,7 @@ def submit_message(stream_id: int, submission: Submission) -> messages.Submit:
         in_one_piece=not submission.stream,
         phase=PHASES.index(submission.phase),
         handoff=submission.handoff,
+        timeout_ms=_timeout_ms(submission.ends_at),
     )
 
 
@@ -82,7 +85,12 @@ def as_submission(message: messages.Submit, images: "tuple[Image, ...]" = ()) ->
         phase=as_phase(message.phase),
         handoff=message.handoff,
         images=images,
+        ends_at=time.monotonic() + message.timeout_ms / 1000 if message.timeout_ms else 0.0,
     )
+
+
+def _timeout_ms(ends_at: float) -> int:
+    return min(max(1, int(1000 * (ends_at - time.monotonic()))), LONGEST_TIMEOUT_MS) if ends_at else 0
 
 
 def as_phase(number: int) -> Phase:

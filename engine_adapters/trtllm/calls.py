@@ -278,8 +278,23 @@ FAULTS_OF_THE_REQUEST = re.compile(
 """What TensorRT-LLM says of a bad request under a status that blames the engine."""
 
 
+GRACE_SECONDS = 1.0
+"""A call's own limit is later than its request's by this: an Abort, which comes before it, is the surer end."""
+
+
+def time_limit(ends_at: float) -> Metadata:
+    """gRPC's header for a call that nobody waits for any more after `ends_at`."""
+    if not ends_at:
+        return ()
+    milliseconds = int(1000 * (max(0.0, ends_at - time.monotonic()) + GRACE_SECONDS))
+    # At most eight digits.
+    return (("grpc-timeout", f"{milliseconds}m" if milliseconds < 100_000_000 else "99999999S"),)
+
+
 def finish_of(failure: CallFailed) -> Finish:
     """What a call that failed means for its answers."""
+    if failure.code == "DEADLINE_EXCEEDED":
+        return Finish(FinishReason.DEADLINE, error=f"the engine ended the call with {failure}")
     if failure.code in OF_THE_REQUEST or is_clients_fault(failure.details):
         return Finish(FinishReason.REJECTED, error=failure.details or failure.code)
     return Finish(FinishReason.ERROR, error=f"the engine ended the call with {failure}", retryable=True)

@@ -50,20 +50,18 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
-        key = scope["key"]
+        key, names = scope["key"], {**gateway.models, **gateway.adapters, **gateway.aliases}
         models = [
-            self._describe(model)
-            for model in (*gateway.models.values(), *gateway.adapters.values())
-            if key is None or key.may_use(model.name)
+            self._describe(name, model) for name, model in names.items() if key is None or key.may_use(model.name)
         ]
         await send_json(scope, send, {"object": "list", "data": models})
 
-    def _describe(self, model: Model) -> dict[str, Any]:
+    def _describe(self, name: str, model: Model) -> dict[str, Any]:
         """OpenAI's fields, and what was detected."""
         states = [state for state in self._gateway.router.snapshot().values() if state.model == model.served_by]
         infos = [state.info for state in states if state.info is not None]
         described = {
-            "id": model.name,
+            "id": name,
             "object": "model",
             "created": STARTED,
             "owned_by": "gateway",
@@ -74,6 +72,8 @@ class Models:
             "reasoning_parser": describe(model.formats.reasoning),
             "features": sorted(frozenset.intersection(*(info.features for info in infos)) if infos else ()),
         }
+        if name != model.name:
+            described |= {"root": model.name}
         return described | {"root": model.parent, "parent": model.parent} if model.parent else described
 
 
@@ -92,6 +92,7 @@ def unready(gateway: Gateway) -> list[str]:
 
 
 def workers(gateway: Gateway) -> list[dict[str, Any]]:
+    router = gateway.router
     return [
         {
             "name": worker.name,
@@ -99,8 +100,10 @@ def workers(gateway: Gateway) -> list[dict[str, Any]]:
             "reason": state.reason,
             "model": state.model,
             "role": state.role,
-            "weight": gateway.router.weight(worker),
-            "in_flight": gateway.router.in_flight(worker),
+            "weight": router.weight(worker),
+            "labels": router.labels(worker),
+            "breaker": breaker.state if (breaker := router.breaker(worker)) else "off",
+            "in_flight": router.in_flight(worker),
         }
-        for worker, state in gateway.router.snapshot().items()
+        for worker, state in router.snapshot().items()
     ]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
+from engine_adapters.base import EngineInfo
+
 SCHEMES = ("step", "trtllm", "openengine")
 ROLES = ("any", "prefill", "decode")
 WHOLE_ONLY = ("trtllm",)
@@ -63,6 +65,20 @@ class WorkerAddress:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.target}"
+
+
+def role_problem(role: str, info: EngineInfo) -> str:
+    """Why a worker with this engine cannot have a role; empty when it can."""
+    if role == "any":
+        return ""
+    if "disaggregation" not in info.features:
+        return (
+            f"its role is {role!r}, but its engine ({info.engine}) hands nothing over between prefill and decode: set "
+            "the engine up for disaggregation, or leave the worker's role away"
+        )
+    if info.role not in ("", role):
+        return f"it is to have the role {role!r}, and its engine serves {info.role!r} only"
+    return ""
 
 
 def _options(url: str, query: str) -> dict[str, str]:

@@ -7,7 +7,8 @@ Threads: the engine thread alone writes, HTTP loops read without a lock. Who hol
 candidate, which is replaced whole.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 
 from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
@@ -24,9 +25,16 @@ CLASSES = 8
 """A prompt's holders are told apart by so many lengths of what they have of it, the longest first."""
 
 
-def seed_for(*parts: Hashable) -> int:
-    """Where the chain of keys begins: prompts share blocks only under equal `parts`."""
-    return hash(parts) & KEY_MASK
+PARTS = 16
+LOW = 255
+"""Of a key, what tells its part."""
+UNKNOWN = -1
+"""No key."""
+
+
+def seed_for(lora_id: int = 0, cache_salt: str = "") -> int:
+    """Where the chain of keys begins: prompts share blocks only if both are equal."""
+    return hash((lora_id, cache_salt)) & KEY_MASK
 
 
 def block_keys(token_ids: bytes, block_size: int, parent: int) -> list[int]:
@@ -42,6 +50,32 @@ def _chained(parent: int, block: int) -> int:
     return hash((parent, block)) & KEY_MASK
 
 
+def _part_of_each() -> tuple[int, ...]:
+    """By a key's low byte, the part it is in: the parts' sizes go from 1 to 2 in equal ratios."""
+    bounds = [*accumulate(2 ** (part / PARTS) for part in range(PARTS))]
+    return tuple(bisect_right(bounds, low / (LOW + 1) * bounds[-1]) for low in range(LOW + 1))
+
+
+PART_OF_EACH = _part_of_each()
+
+
+class Parted[Table: dict[int, int]]:
+    """A dict in parts, which are of different sizes: `of[key & LOW]` is the one for a key.
+
+    A dict that is full doubles, and then half of it is empty. Parts that do so at different times are together always
+    about three quarters full, and no reader or writer meets more than a part that grows.
+    """
+
+    __slots__ = ("of", "parts")
+
+    def __init__(self, new: Callable[[], Table]) -> None:
+        self.parts = tuple(new() for _ in range(PARTS))
+        self.of = tuple(self.parts[part] for part in PART_OF_EACH)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+
 class CachedBlocks:
     """What one candidate is known (`stored`: 60 bits of the engine's hash of a block to its key) and what it is only
     believed to have cached (`predicted`: a key to when it was first sent there, least recently used first)."""
@@ -53,7 +87,7 @@ class CachedBlocks:
         self.limit = capacity
         self.capacity = capacity
         """How much of what was sent there is believed to be kept; at most `limit`."""
-        self.stored: dict[int, int] = {}
+        self.stored: Parted[dict[int, int]] = Parted(dict)
         self.predicted: dict[int, float] = {}
 
     def bound(self, limit: int) -> None:
@@ -78,8 +112,8 @@ class BlockIndex:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._stored = Holders()
-        self._predicted = Holders()
+        self._stored = Parted(Holders)
+        self._predicted = Parted(Holders)
         self._bits: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -88,7 +122,8 @@ class BlockIndex:
 
     def holders(self, key: int) -> int:
         """The bits of who has a block."""
-        return self._stored[key] | self._predicted[key]
+        low = key & LOW
+        return self._stored.of[low][key] | self._predicted.of[low][key]
 
     def matches(self, keys: Sequence[int], among: int) -> Iterator[tuple[int, int]]:
         """(blocks, the bits of those `among` who have so many of the prompt, and no more), most blocks first.
@@ -117,7 +152,7 @@ class BlockIndex:
             return self._store(blocks, event, seed)
         if isinstance(event, KvRemoved):
             for block_hash in event.block_hashes:
-                key = blocks.stored.pop(block_hash & KEY_MASK, None)
+                key = blocks.stored.of[block_hash & LOW].pop(block_hash & KEY_MASK, None)
                 if key is not None:
                     self._drop(self._stored, key, blocks.bit)
                     self._withdraw(blocks, key)
@@ -127,10 +162,10 @@ class BlockIndex:
 
     def predict(self, blocks: CachedBlocks, keys: Sequence[int], now: float) -> list[int]:
         """A prompt was sent there, so its blocks will be cached, the first for longest; returns what is new of them."""
-        predicted, stored, bit = blocks.predicted, self._stored, blocks.bit
+        predicted, stored, bit = blocks.predicted, self._stored.of, blocks.bit
         new = []
         for key in reversed(keys):
-            if stored[key] & bit:
+            if stored[key & LOW][key] & bit:
                 continue
             sent_at = predicted.pop(key, None)
             if sent_at is None:
@@ -166,22 +201,25 @@ class BlockIndex:
 
     def clear(self, blocks: CachedBlocks) -> None:
         """Its cache is empty."""
-        for key in blocks.stored.values():
-            self._drop(self._stored, key, blocks.bit)
+        for part in blocks.stored.parts:
+            for key in part.values():
+                self._drop(self._stored, key, blocks.bit)
         for key in blocks.predicted:
             self._drop(self._predicted, key, blocks.bit)
-        blocks.stored, blocks.predicted = {}, {}
+        blocks.stored, blocks.predicted = Parted(dict), {}
 
     def _store(self, blocks: CachedBlocks, event: KvStored, seed: int) -> bool:
-        parent = blocks.stored.get(event.parent_hash & KEY_MASK) if event.parent_hash else seed
-        if parent is None or len(event.token_ids) != 4 * self.block_size * len(event.block_hashes):
+        known, parent = blocks.stored.of, seed
+        if event.parent_hash:
+            parent = known[event.parent_hash & LOW].get(event.parent_hash & KEY_MASK, UNKNOWN)
+        if parent == UNKNOWN or len(event.token_ids) != 4 * self.block_size * len(event.block_hashes):
             return False
         keys = block_keys(event.token_ids, self.block_size, parent)
         for block_hash, key in zip(event.block_hashes, keys, strict=True):
-            name = block_hash & KEY_MASK
-            if name in blocks.stored:
-                self._drop(self._stored, blocks.stored[name], blocks.bit)
-            blocks.stored[name] = key
+            name, stored = block_hash & KEY_MASK, known[block_hash & LOW]
+            if name in stored:
+                self._drop(self._stored, stored[name], blocks.bit)
+            stored[name] = key
             self._add(self._stored, key, blocks.bit)
             self._withdraw(blocks, key)
         return True
@@ -197,11 +235,13 @@ class BlockIndex:
             del blocks.predicted[key]
             self._drop(self._predicted, key, blocks.bit)
 
-    def _add(self, holders: Holders, key: int, bit: int) -> None:
+    def _add(self, parted: Parted[Holders], key: int, bit: int) -> None:
+        holders = parted.of[key & LOW]
         others = holders[key]
         holders[key] = others | bit if others else bit
 
-    def _drop(self, holders: Holders, key: int, bit: int) -> None:
+    def _drop(self, parted: Parted[Holders], key: int, bit: int) -> None:
+        holders = parted.of[key & LOW]
         left = holders[key] & ~bit
         if left:
             # Most blocks have one holder: let them share its int.

@@ -9,6 +9,7 @@ import random
 import threading
 
 from engine_adapters.base import Load, RankLoad
+from gateway.routing.breaker import Breaker
 from gateway.routing.worker import Worker
 
 REQUEST_TOKENS = 64.0
@@ -41,6 +42,7 @@ class Candidate:
         "_tally",
         "answers",
         "bit",
+        "breaker",
         "dp_rank",
         "in_flight",
         "load",
@@ -52,9 +54,16 @@ class Candidate:
     )
 
     def __init__(
-        self, worker: Worker, dp_rank: int, slot: int, weight: float = 1.0, tally: "Tally | None" = None
+        self,
+        worker: Worker,
+        dp_rank: int,
+        slot: int,
+        weight: float = 1.0,
+        tally: "Tally | None" = None,
+        breaker: Breaker | None = None,
     ) -> None:
         self.worker = worker
+        self.breaker = breaker
         self.dp_rank = dp_rank
         self.slot = slot
         self.bit = 1 << slot
@@ -91,7 +100,7 @@ class Candidate:
             self._mean_prompt += SMOOTHING * (tokens - self._mean_prompt)
             self.turn = now
             self._weigh()
-        self._tally.add(1)
+            self._tally.add(1)
 
     def begin(self, tokens: float) -> None:
         """A request's prompt has been read."""
@@ -109,7 +118,7 @@ class Candidate:
                 self._reading -= 1
                 self.reading -= unread
             self._weigh()
-        self._tally.add(-1)
+            self._tally.add(-1)
 
     def note(self, load: RankLoad | Load) -> None:
         """What the engine says of itself; what is not ours in it comes from other gateways."""
@@ -124,6 +133,13 @@ class Candidate:
         with self._lock:
             self.weight = weight
             self._weigh()
+
+    def move(self, tally: "Tally") -> None:
+        """It is of another pool now, with the requests that it has."""
+        with self._lock:
+            self._tally.add(-self.in_flight)
+            self._tally = tally
+            tally.add(self.in_flight)
 
     def _weigh(self) -> None:
         work = self.reading + self._others_waiting * self._mean_prompt

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -26,13 +26,17 @@ reports do not all find the same one, where there are more."""
 
 
 class Query:
-    """What of a request says where it should go. `apart` is what keeps equal prompts from sharing cached blocks: the
-    LoRA's id and the cache salt."""
+    """What of a request says where it should go. `apart` is what keeps equal prompts from sharing cached blocks, as
+    `seed_for` takes it: the LoRA's id, the cache salt, and the hashes of images, if there are any."""
 
     __slots__ = ("_block_size", "_keys", "answers", "cached_tokens", "routing_key", "seed", "token_ids")
 
     def __init__(
-        self, token_ids: bytes, apart: tuple[Hashable, ...] = (0, ""), routing_key: str = "", answers: int = 1
+        self,
+        token_ids: bytes,
+        apart: tuple[int, str] = (0, ""),
+        routing_key: str = "",
+        answers: int = 1,
     ) -> None:
         self.token_ids = token_ids
         self.seed = seed_for(*apart)

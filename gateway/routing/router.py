@@ -5,111 +5,58 @@ the watch reads. `_lock` guards what changes when workers come, go or change the
 that are replaced whole; leases take no lock but the chosen candidate's. What is cached is the engine thread's.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from engine_adapters.base import KvEvent, KvStored, Load, RankLoad
+from gateway import log
 from gateway.errors import Unavailable
-from gateway.routing.blocks import PREDICTED_BLOCKS, BlockIndex, CachedBlocks, seed_for
+from gateway.routing.blocks import BlockIndex, seed_for
+from gateway.routing.breaker import Breaker, BreakerRules
 from gateway.routing.candidate import Candidate
 from gateway.routing.fleet import Fleet, Memory, Query
+from gateway.routing.lease import Cache, Lease
 from gateway.routing.policies import Choose, Policies
 from gateway.routing.ring import Ring
 from gateway.routing.worker import Worker, WorkerState
 
 DEFAULT_BLOCK_SIZE = 32
 """TensorRT-LLM's, for engines that do not say."""
-RECENT_BLOCKS = 1024
-"""Of an engine that tells what it caches, so many blocks are believed in before it says so."""
 
 type Pool = tuple[str, str]
 """(model, role)"""
 
 
-class Lease:
-    """One request's place on a candidate, in the role it has. `begin` when its prompt has been read, `release` to give
-    it back, once.
-
-    `sent`, `ended` and `withdraw` are the engine thread's.
-    """
-
-    __slots__ = ("_expected", "_new", "_query", "_router", "candidate", "has_begun", "role", "tokens")
-
-    def __init__(self, router: "Router", candidate: Candidate, query: Query, role: str) -> None:
-        self._router = router
-        self._query = query
-        self.tokens = 0 if role == "decode" else query.tokens - query.cached_tokens
-        """Those that it must read."""
-        self._expected = 0
-        self._new: list[int] = []
-        self.candidate = candidate
-        self.role = role
-        self.has_begun = False
-
-    @property
-    def worker(self) -> Worker:
-        return self.candidate.worker
-
-    @property
-    def dp_rank(self) -> int:
-        return self.candidate.dp_rank
-
-    def begin(self) -> None:
-        if not self.has_begun:
-            self.has_begun = True
-            self.candidate.begin(self.tokens)
-
-    def release(self) -> None:
-        self.candidate.give_back(self._query.answers, None if self.has_begun else self.tokens)
-
-    def sent(self) -> None:
-        """The request is on its way, and its prompt is going to be cached."""
-        cache = self._router.cache_of(self.candidate)
-        if cache is not None:
-            now = self._router.now()
-            size, index, blocks = cache.index.block_size, cache.index, cache.blocks
-            if not cache.is_told:
-                self._expected = index.expected(blocks, self._query.reusable_keys(size), now)
-            self._new = index.predict(blocks, self._query.keys(size), now)
-
-    def ended(self, cached_tokens: int) -> None:
-        """The engine has said how much of the prompt was cached."""
-        cache = self._router.cache_of(self.candidate)
-        if cache is not None and self._expected:
-            cache.index.correct(cache.blocks, self._expected, cached_tokens // cache.index.block_size)
-            self._expected = 0
-
-    def withdraw(self) -> None:
-        """The request ended early: unless an answer has begun, its prompt may not have been read."""
-        cache = self._router.cache_of(self.candidate)
-        if cache is not None and not self.has_begun:
-            cache.index.withdraw(cache.blocks, self._new)
-
-
-class Cache:
-    """A candidate's prefix cache: its blocks in the index of its model. `is_told`: the engine tells what it caches."""
-
-    __slots__ = ("blocks", "index", "is_told")
-
-    def __init__(self, index: BlockIndex, candidate: Candidate, is_told: bool) -> None:
-        self.index = index
-        self.is_told = is_told
-        self.blocks = CachedBlocks(candidate.bit, RECENT_BLOCKS if is_told else PREDICTED_BLOCKS)
+class NameTaken(ValueError):
+    """There is a worker of that name; the message says so."""
 
 
 class Router:
-    """`now` is a clock, for who wants to make time pass."""
+    """`now` is a clock, for who wants to make time pass. Without `rules` there are no circuit breakers."""
 
-    def __init__(self, policies: Policies | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        policies: Policies | None = None,
+        now: Callable[[], float] = time.monotonic,
+        rules: BreakerRules | None = None,
+    ) -> None:
         self.policies = policies or Policies()
         self.now = now
+        self._rules = rules
         self._lock = threading.Lock()
         self._states: dict[Worker, WorkerState] = {}
         self._candidates: dict[Worker, tuple[Candidate, ...]] = {}
         self._pools: dict[Worker, Pool] = {}
         self._weights: dict[Worker, float] = {}
+        self._roles: dict[Worker, str] = {}
+        """Those that an operator has given."""
+        self._labels: dict[Worker, dict[str, str]] = {}
+        self._breakers: dict[Worker, Breaker] = {}
+        self._former: dict[Worker, tuple[Candidate, ...]] = {}
+        """Candidates that are no more, and may have requests in flight."""
         self._draining: frozenset[Worker] = frozenset()
         self.leaving: frozenset[Worker] = frozenset()
         """Those to be removed as soon as they have nothing in flight."""
@@ -126,9 +73,15 @@ class Router:
         parts = (f"{w.name} {state.state} {self.in_flight(w)} in flight" for w, state in self.snapshot().items())
         return f"<Router: {', '.join(parts)}>"
 
-    def add(self, worker: Worker) -> None:
+    def add(self, worker: Worker, labels: Mapping[str, str] | None = None) -> None:
+        """Raises NameTaken."""
         with self._lock:
+            if any(each.name == worker.name for each in self._states):
+                raise NameTaken(f"there is a worker {worker.name!r} already")
             self._states = {**self._states, worker: WorkerState("starting", "not reached yet")}
+            self._labels[worker] = dict(labels or {})
+            if self._rules is not None:
+                self._breakers[worker] = Breaker(self._rules, self.now)
             self._candidates = {**self._candidates, worker: ()}
             self._weights[worker] = worker.address.weight
 
@@ -140,7 +93,7 @@ class Router:
             self._fleets = {}
             self._retire(self._candidates[worker])
             self._candidates = {each: ones for each, ones in self._candidates.items() if each is not worker}
-            for known in (self._pools, self._weights):
+            for known in (self._pools, self._weights, self._roles, self._labels, self._breakers, self._former):
                 known.pop(worker, None)
             listeners = list(self._listeners)
         for listener in listeners:
@@ -152,13 +105,16 @@ class Router:
             if worker not in self._states:
                 return
             if state.state == "ready":
+                state = replace(state, role=self._roles.get(worker, state.role))
+                if self._states[worker].info is None and worker in self._breakers:
+                    self._breakers[worker].try_now()
                 self._admit(worker, state)
                 if worker in self._draining:
                     state = replace(state, state="draining", reason="by an operator")
             self._states = {**self._states, worker: state}
             self._fleets = {}
             listeners = list(self._listeners)
-        if state.state in ("unfit", "lost"):
+        if state.info is None and state.state != "ready":
             self._forget_caches(worker)
         for listener in listeners:
             listener()
@@ -191,6 +147,49 @@ class Router:
                 candidate.set_weight(weight)
             self._fleets, self._rings = {}, {}
 
+    def set_role(self, worker: Worker, role: str) -> None:
+        """One of ROLES, in place of what its URL or its engine says; what it has in flight goes on."""
+        with self._lock:
+            state = self._states.get(worker)
+            if state is None:
+                return
+            self._roles[worker] = role
+        if state.state in ("ready", "draining"):
+            self.publish(worker, replace(state, state="ready", reason=""))
+
+    def labels(self, worker: Worker) -> dict[str, str]:
+        """What an operator wants to know of a worker; not to be changed."""
+        return self._labels.get(worker, {})
+
+    def set_labels(self, worker: Worker, labels: Mapping[str, str]) -> None:
+        with self._lock:
+            if worker in self._states:
+                self._labels[worker] = dict(labels)
+
+    def breakers(self) -> dict[Worker, Breaker]:
+        return self._breakers.copy()
+
+    def breaker(self, worker: Worker) -> Breaker | None:
+        return self._breakers.get(worker)
+
+    def tick(self) -> None:
+        """Let time pass for the circuit breakers."""
+        for worker, breaker in self._breakers.copy().items():
+            if breaker.tick():
+                self.look_again(worker)
+
+    def look_again(self, worker: Worker) -> None:
+        """Its circuit breaker has changed its mind."""
+        breaker = self.breaker(worker)
+        if breaker is not None:
+            level = logging.WARNING if breaker.state == "open" else logging.INFO
+            log.event(level, f"the circuit breaker of worker {worker.name} is {breaker.state.replace('_', ' ')}")
+        with self._lock:
+            self._fleets = {}
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
     def snapshot(self) -> dict[Worker, WorkerState]:
         """All workers; the dict is never changed."""
         return self._states
@@ -206,11 +205,13 @@ class Router:
         return self._candidates[worker]
 
     def in_flight(self, worker: Worker) -> int:
-        return sum(candidate.in_flight for candidate in self._candidates.get(worker, ()))
+        candidates = (*self._candidates.get(worker, ()), *self._former.get(worker, ()))
+        return sum(candidate.in_flight for candidate in candidates)
 
     def ready_roles(self, model: str) -> set[str]:
-        """Those that ready workers of `model` have."""
-        return {state.role for state in self._states.values() if state.state == "ready" and state.model == model}
+        """Those that ready workers of `model` have whose circuit breakers are not open."""
+        ready = ((w, state) for w, state in self._states.items() if state.state == "ready" and state.model == model)
+        return {state.role for worker, state in ready if not self._is_open(worker)}
 
     def splits(self, model: str) -> bool:
         """Whether a prefill and a decode worker are there to share requests."""
@@ -227,11 +228,16 @@ class Router:
 
         Raises Unavailable.
         """
-        pool, fleets = (model, role), self._fleets
-        # Not `get`: see blocks.Holders.
-        fleet, choose = fleets[pool] if pool in fleets else self._new_fleet(model, role)
-        candidate = choose(without(tried, fleet) if tried else fleet, query)
-        lease = Lease(self, candidate, query, role)
+        while True:
+            pool, fleets = (model, role), self._fleets
+            # Not `get`: see blocks.Holders.
+            fleet, choose = fleets[pool] if pool in fleets else self._new_fleet(model, role)
+            candidate = choose(without(tried, fleet) if tried else fleet, query)
+            lease = Lease(self, candidate, query, role)
+            if candidate.breaker is None or candidate.breaker.admit(lease):
+                break
+            with self._lock:
+                self._fleets = {}  # without those whose breakers admit nothing now
         candidate.take(lease.tokens, query.answers, self.now())
         if role == "decode":
             lease.begin()  # its prompt has been read elsewhere
@@ -289,14 +295,21 @@ class Router:
         block_size = (state.info.kv_block_size if state.info else 0) or DEFAULT_BLOCK_SIZE
         is_told = state.info is not None and "kv_events" in state.info.features
         pool = (state.model, state.role)
-        had = self._candidates[worker]
-        if self._pools.get(worker, pool) != pool:
-            self._retire(had)
-            had = ()
+        before, kept = self._pools.get(worker, pool), self._candidates[worker][:ranks]
+        if before[0] != pool[0]:
+            kept = ()
+        former = self._candidates[worker][len(kept) :]
+        self._retire(former)
+        still = (candidate for candidate in self._former.get(worker, ()) if candidate.in_flight)
+        self._former[worker] = (*still, *former)
         weight, tally = self._weights[worker], self._memories.setdefault(pool, Memory()).tally
-        new = tuple(Candidate(worker, rank, self._new_slot(), weight, tally) for rank in range(len(had), ranks))
-        candidates = had[:ranks] + new
-        self._retire(had[ranks:])
+        if before != pool:
+            for candidate in kept:
+                candidate.move(tally)
+        breaker = self._breakers.get(worker)
+        candidates = kept + tuple(
+            Candidate(worker, rank, self._new_slot(), weight, tally, breaker) for rank in range(len(kept), ranks)
+        )
         self._candidates = {**self._candidates, worker: candidates}
         self._pools[worker] = pool
         index = self._indexes.setdefault((state.model, block_size), BlockIndex(block_size))
@@ -304,6 +317,14 @@ class Router:
             cache = self._caches.get(candidate)
             if self.policies.uses_blocks(state.model) and (cache is None or cache.index is not index):
                 self._caches[candidate] = Cache(index, candidate, is_told)
+
+    def _is_open(self, worker: Worker) -> bool:
+        breaker = self._breakers.get(worker)
+        return breaker is not None and breaker.state == "open"
+
+    def _admits(self, worker: Worker) -> bool:
+        breaker = self._breakers.get(worker)
+        return breaker is None or breaker.admits
 
     def _new_slot(self) -> int:
         if self._free_slots:
@@ -331,7 +352,8 @@ class Router:
             if pool in self._fleets:
                 return self._fleets[pool]
             known = candidates_of((w for w in self._pools if self._pools[w] == pool), self._candidates)
-            ready = candidates_of((w for w, state in self._states.items() if _serves(state, pool)), self._candidates)
+            serving = (w for w, state in self._states.items() if _serves(state, pool) and self._admits(w))
+            ready = candidates_of(serving, self._candidates)
             if not ready:
                 raise Unavailable(_missing(model, self.ready_roles(model)))
             ring = self._rings.get(pool)

@@ -6,12 +6,16 @@ from typing import Any
 from engine_adapters.base import EngineInfo
 from gateway.routing.address import WorkerAddress
 
-STATES = ("starting", "ready", "draining", "suspect", "unfit", "lost")
+STATES = ("starting", "ready", "unhealthy", "draining")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """`state` is one of STATES; `reason` says in words why a worker is not ready. Its `role` is one of ROLES."""
+    """`state` is one of STATES; `reason` says in words why a worker is not ready. Its `role` is one of ROLES.
+
+    An unhealthy worker without `info` is not connected, or must not be used; with it, it is connected and says nothing,
+    or that it is not well.
+    """
 
     state: str
     reason: str = ""

@@ -2,9 +2,11 @@
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,6 +141,28 @@ async def test_a_method_that_is_not_there_is_no_fault(servicer: Servicer) -> Non
         assert (await connection.answer())[0] == [100, 101, 102, 103, 104]
 
 
+def test_a_time_limit_is_grpcs_header() -> None:
+    assert calls.time_limit(0.0) == ()
+    ((name, value),) = calls.time_limit(time.monotonic() + 2.0)
+    assert name == "grpc-timeout" and 2900 < int(value.removesuffix("m")) <= 3000
+    assert calls.time_limit(time.monotonic() + 1e6) == (("grpc-timeout", "99999999S"),)
+    assert calls.time_limit(0.1) == (("grpc-timeout", "1000m"),), "a moment that has passed"
+
+
+def test_a_call_has_its_time_and_the_server_ends_it(
+    run: Run, servicer: Servicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 0.05)
+
+    async def story() -> None:
+        async with connected(servicer, hangs_at=1) as connection:
+            connection.client.submit(["a"], replace(ask(), ends_at=time.monotonic() + 0.05))
+            said, finish = await connection.answer()
+            assert len(said) == 1 and finish.reason is FinishReason.DEADLINE, finish
+
+    run(story())
+
+
 @story
 async def test_health_is_what_the_text_says(servicer: Servicer) -> None:
     for text in ("OK", " ok\n"):
@@ -151,7 +175,9 @@ async def test_health_is_what_the_text_says(servicer: Servicer) -> None:
     await connection.client.close()
 
 
-def test_an_engine_that_falls_ill_is_lost(run: Run, servicer: Servicer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_falls_ill_says_so_and_goes_on(
+    run: Run, servicer: Servicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native_client, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(native_client, "TICK_SECONDS", 0.02)
 
@@ -160,9 +186,12 @@ def test_an_engine_that_falls_ill_is_lost(run: Run, servicer: Servicer, monkeypa
             before = connection.client.last_frame_at
             await until(lambda: connection.client.last_frame_at > before)
             await servicer.plan(health="Executor is unhealthy")
-            assert connection.running is not None
-            with pytest.raises(EngineLost, match="Executor is unhealthy"):
-                await connection.running
+            assert await connection.client.check_health() == "it says it is not healthy: Executor is unhealthy"
+            before = connection.client.last_frame_at
+            await until(lambda: connection.client.last_frame_at > before)
+            assert connection.running is not None and not connection.running.done()
+            await servicer.plan()
+            assert await connection.client.check_health() == ""
 
     run(story())
 
@@ -407,7 +436,7 @@ def test_an_end_without_a_reason_is_a_failure(run: Run, servicer: Servicer, n: i
     ("reason", "expected", "text"),
     [
         ("cancelled", FinishReason.ABORTED, ""),
-        ("timeout", FinishReason.ERROR, "time limit"),
+        ("timeout", FinishReason.DEADLINE, "time limit"),
         ("error", FinishReason.ERROR, "failed"),
         ("not_finished", FinishReason.ERROR, "unfinished"),
         ("boredom", FinishReason.ERROR, "'boredom'"),

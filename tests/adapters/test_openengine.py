@@ -709,15 +709,20 @@ def test_load_is_asked_for(run: Run, server: OpenEngineServer, monkeypatch: pyte
     run(story())
 
 
-def test_an_engine_that_falls_ill_is_lost(run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_falls_ill_says_so_and_goes_on(
+    run: Run, server: OpenEngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(openengine, "BEAT_SECONDS", 0.02)
 
     async def story() -> None:
         async with connected(server) as connection:
-            assert connection.running is not None
             server.set(health=NOT_READY)
-            with pytest.raises(EngineLost, match="is not ready: engine health check failed"):
-                await connection.running
+            assert await connection.client.check_health() == "it is not ready: engine health check failed"
+            before = connection.client.last_frame_at
+            await until(lambda: connection.client.last_frame_at > before)
+            assert connection.running is not None and not connection.running.done()
+            server.set(health=READY)
+            assert await connection.client.check_health() == ""
 
     run(story())
 

@@ -328,6 +328,24 @@ def test_two_gateways_may_use_the_same_stream_ids(run: Run) -> None:
     run(story())
 
 
+def test_a_stream_whose_time_is_over_is_ended_by_the_executor_itself(run: Run) -> None:
+    async def story() -> None:
+        async with serving() as fixture:
+            gateway = await fixture.attach()
+            (stream,), submission = await fixture.start(gateway, request(1, timeout_ms=50))
+            assert submission.ends_at - time.monotonic() <= 0.05
+            end = await gateway.read_end()
+            assert (end.stream_id, end.reason) == (1, messages.FINISH_REASON_DEADLINE)
+            assert await fixture.engine.aborted.get() is stream
+
+            quick = await fixture.submit(gateway, request(5, timeout_ms=50))
+            fixture.server.emit(1, [(quick, (), Finish(FinishReason.STOP))])
+            assert (await gateway.read_end()).reason == messages.FINISH_REASON_STOP
+            assert quick.deadline is not None and quick.deadline.cancelled()
+
+    run(story())
+
+
 def test_an_abort_reaches_the_engine_and_its_end_the_gateway(run: Run) -> None:
     async def story() -> None:
         async with serving() as fixture:

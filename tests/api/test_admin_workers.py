@@ -5,12 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 
+from engine_adapters.base import FEATURES, FinishReason
+from engine_adapters.step import messages
 from tests import chat
 from tests.api.test_chat import refusal
 from tests.demo_model import ids_of
-from tests.executor import FakeExecutor
+from tests.executor import FakeExecutor, demo_info, end_of, frame_of
 from tests.processes import Gateway, eventually, wait_until_idle
 
 PATH = "/admin/workers"
@@ -26,7 +29,7 @@ def pair() -> Iterator[tuple[FakeExecutor, FakeExecutor]]:
 @pytest.fixture
 def gateway(pair: tuple[FakeExecutor, FakeExecutor]) -> Iterator[Gateway]:
     """Before the first of the pair, ready."""
-    with Gateway("--connect-seconds", "5", workers=[pair[0].url]) as gateway:
+    with Gateway("--connect-seconds", "5", "--alias", "gpt=demo", workers=[pair[0].url]) as gateway:
         yield gateway.wait_until_ready()
 
 
@@ -143,6 +146,52 @@ def test_weights_change_while_it_runs(
     assert all(answer.result().status_code == 200 for answer in answers)
 
 
+def test_workers_have_labels_a_role_and_a_model_by_any_of_its_names(
+    gateway: Gateway, background: ThreadPoolExecutor
+) -> None:
+    info = demo_info(features=sorted(FEATURES))
+    with FakeExecutor(info=info) as one, FakeExecutor(info=info) as two:
+        body = {"url": f"{one.url}?model=gpt", "name": "one", "labels": {"rack": "7"}}
+        gateway.client.post(PATH, json=body).raise_for_status()
+        gateway.client.post(PATH, json={"url": two.url, "name": "two"}).raise_for_status()
+        eventually(lambda: [listed(gateway)[name]["state"] for name in ("one", "two")] == ["ready", "ready"])
+        assert listed(gateway)["one"]["model"] == "demo" and listed(gateway)["one"]["labels"] == {"rack": "7"}
+        assert [model["id"] for model in gateway.client.get("/v1/models").json()["data"]] == ["demo", "gpt"]
+
+        (first,) = (name for name in listed(gateway) if name.startswith("step:"))
+        gateway.client.delete(f"{PATH}/{first}?now=true")
+        one.greeting = "From one"
+        gateway.client.patch(f"{PATH}/two", json={"draining": True})
+        with chat.opened(gateway, model="gpt") as events:
+            chat.first_text(events)
+            for name, role in (("one", "prefill"), ("two", "decode")):
+                changed = gateway.client.patch(f"{PATH}/{name}", json={"role": role, "labels": {"role": role}})
+                assert (changed.json()["role"], changed.json()["labels"]) == (role, {"role": role})
+            assert listed(gateway)["one"]["in_flight"] == 1, "what it has goes on"
+            one.finish(one.next_submit())
+            assert [*events][-1] == chat.DONE
+        assert gateway.client.get("/ready").status_code == 503, "the decode worker drains"
+        gateway.client.patch(f"{PATH}/two", json={"draining": False})
+        response = background.submit(gateway.client.post, CHAT, json=chat.body(model="gpt"))
+        prefill = one.next_submit()
+        end = end_of(prefill, FinishReason.LENGTH, handoff=b"handoff", completion_tokens=1)
+        one.send(frame_of({}, [end]))
+        decode = two.next_submit()
+        assert (prefill.phase, decode.phase) == (messages.PHASE_PREFILL, messages.PHASE_DECODE)
+        two.finish(decode)
+        assert response.result().status_code == 200 and response.result().json()["model"] == "demo"
+        wait_until_idle(gateway)
+
+
+def test_a_name_is_given_once_however_many_ask(gateway_of_nobody: Gateway, background: ThreadPoolExecutor) -> None:
+    client, body = gateway_of_nobody.client, {"url": "step://127.0.0.1:2", "name": "wanted"}
+    answers = [background.submit(httpx.post, f"{gateway_of_nobody.url}{PATH}", json=body) for _ in range(16)]
+
+    assert sorted(answer.result().status_code for answer in answers) == [201] + [400] * 15
+    client.delete(f"{PATH}/wanted?now=true")
+    eventually(lambda: "wanted" not in listed(gateway_of_nobody))
+
+
 @pytest.mark.parametrize(
     ("body", "complaint", "param"),
     [
@@ -150,7 +199,11 @@ def test_weights_change_while_it_runs(
         ({"url": "http://a:1"}, "the scheme must be one of", "url"),
         ({"url": "step://a:1?model=x"}, "is not served here", "url"),
         ({}, "is required", "url"),
-        ({"role": "any"}, "cannot be changed", "role"),
+        ({"role": "decode"}, "once the worker has been reached", "role"),
+        ({"role": "boss"}, "must be one of", "role"),
+        ({"labels": {"rack": 7}}, "must be a text", "labels.rack"),
+        ({"url": "step://a:1", "labels": []}, "must be an object", "labels"),
+        ({"address": "x"}, "cannot be changed", "address"),
         ({"weight": 0}, "between", "weight"),
         ({"draining": 1}, "true or false", "draining"),
     ],
@@ -162,7 +215,7 @@ def test_what_makes_no_sense_is_refused(
     client = gateway_of_nobody.client
     if body.get("url") == "first":
         body = {"url": name}
-    is_change = param in ("role", "weight", "draining")
+    is_change = "url" not in body and body
     response = client.patch(f"{PATH}/{name}", json=body) if is_change else client.post(PATH, json=body)
 
     error = refusal(response)

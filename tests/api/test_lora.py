@@ -9,7 +9,7 @@ import pytest
 from engine_adapters.base import FEATURES, FinishReason, Lora
 from engine_adapters.step import messages
 from gateway.config import ConfigError
-from gateway.model import DEMO_FOLDER, Model, load_adapters
+from gateway.model import DEMO_FOLDER, Model, load_adapters, read_aliases
 from tests import chat
 from tests.executor import FakeExecutor, demo_info
 from tests.processes import Gateway
@@ -141,4 +141,30 @@ def test_adapters_are_read_from_their_arguments(models: dict[str, Model]) -> Non
 def test_a_bad_adapter_is_named(models: dict[str, Model], arguments: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_adapters(arguments, models)
+    assert problem in str(caught.value) and repr(arguments[-1]) in str(caught.value)
+
+
+# --- other names
+
+
+def test_an_alias_is_the_model_itself_or_an_adapter(models: dict[str, Model]) -> None:
+    served = models | load_adapters(("tuned=1",), models)
+    aliases = read_aliases(("gpt=demo", "Org/Name-1=tuned"), served)
+    assert {name: model.name for name, model in aliases.items()} == {"gpt": "demo", "Org/Name-1": "tuned"}
+    assert aliases["gpt"] is models["demo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("gpt",), "expected NAME=MODEL"),
+        (("=demo",), "expected NAME=MODEL"),
+        (("gpt=nobody",), "no model 'nobody' is served; there is demo"),
+        (("demo=demo",), "there is a model 'demo' already"),
+        (("gpt=demo", "gpt=demo"), "there is a model 'gpt' already"),
+    ],
+)
+def test_a_bad_alias_is_named(models: dict[str, Model], arguments: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_aliases(arguments, models)
     assert problem in str(caught.value) and repr(arguments[-1]) in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine_adapters.base import FEATURES
+from engine_adapters.base import FEATURES, FinishReason
 from gateway.api.unavailable import PATHS
 from tests import chat, completions
 from tests.api.test_chat import refusal
@@ -170,6 +170,45 @@ def test_a_request_in_time_is_not_disturbed(late_executor: FakeExecutor, brief_g
             late_executor.finish(late_executor.next_submit())
             assert list(events)[-1] == chat.DONE
     assert brief_gateway.metric("gateway_requests_total", status="504") == late_after
+
+
+def test_a_client_may_say_how_long_it_waits_and_the_engine_hears_of_it(
+    late_executor: FakeExecutor, brief_gateway: Gateway
+) -> None:
+    for asked, seconds, option in (("0.2", 0.2, "x-request-timeout"), ("100", 0.5, "--request-seconds")):
+        headers = {"x-request-timeout": asked}
+        error = refusal(brief_gateway.client.post(CHAT, json=chat.body(), headers=headers), 504)
+        assert error["message"] == f"the request took longer than {seconds} s ({option})"
+        submit = late_executor.next_submit()
+        assert 0 < submit.timeout_ms <= 1000 * seconds
+        assert late_executor.next_abort() == submit.stream_id
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "nan", "inf", "soon", "1e9", "5s"])
+def test_a_time_that_makes_no_sense_is_refused(gateway: Gateway, asked: str) -> None:
+    error = refusal(gateway.client.post(CHAT, json=chat.body(), headers={"x-request-timeout": asked}))
+    assert error["param"] == "x-request-timeout" and repr(asked) in error["message"]
+
+
+def test_without_a_time_there_is_no_limit(executor: FakeExecutor, acted_gateway: Gateway) -> None:
+    executor.greeting = "Hi"
+    with chat.opened(acted_gateway) as events:
+        submit = executor.next_submit()
+        executor.finish(submit)
+        assert [*events][-1] == chat.DONE
+    assert submit.timeout_ms == 0
+
+
+def test_another_try_has_the_time_that_is_left(
+    executor: FakeExecutor, acted_gateway: Gateway, background: ThreadPoolExecutor
+) -> None:
+    headers = {"x-request-timeout": "0.5"}
+    response = background.submit(acted_gateway.client.post, CHAT, json=chat.body(), headers=headers)
+    executor.finish(executor.next_submit(), FinishReason.ERROR, error="no memory", retryable=True)
+    again = executor.next_submit()
+    assert again.timeout_ms < 500 - 24, "the same time, less a pause"
+    assert response.result().status_code == 504
+    assert executor.next_abort() == again.stream_id
 
 
 def test_the_time_to_wait_for_a_worker_counts_too() -> None:

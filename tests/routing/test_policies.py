@@ -68,7 +68,7 @@ def test_every_policy_serves_fleets_of_any_size_and_gives_all_back(name: str, wo
 def test_every_policy_passes_over_who_was_tried_and_who_is_not_ready(name: str) -> None:
     router = router_of(name, "tried", "lost", "good")
     tried, lost, _ = router.snapshot()
-    router.publish(lost, WorkerState("lost"))
+    router.publish(lost, WorkerState("unhealthy"))
 
     assert {lease(router, key=f"key {number}", tried={tried}).worker.name for number in range(20)} == {"good"}
     assert lease(router, tried=set(router.snapshot())).worker.name in ("tried", "good")
@@ -254,7 +254,7 @@ def test_few_keys_move_when_a_worker_comes_or_goes_and_gateways_agree(policy: st
     assert homes(other) == before
 
     lost = next(worker for worker in one.snapshot() if worker.name == "c")
-    one.publish(lost, WorkerState("lost"))
+    one.publish(lost, WorkerState("unhealthy"))
     after = homes(one)
     assert all(after[number] == home for number, home in before.items() if home != "c")
     add(one, "i")
@@ -288,7 +288,7 @@ def test_sticky_assigns_to_the_least_loaded_and_moves_only_when_it_must() -> Non
     assert lease(router, key="yours").worker is not first
     assert who(router, 5, key="mine") == {first.name: 5}, "though it is loaded"
 
-    router.publish(first, WorkerState("lost"))
+    router.publish(first, WorkerState("unhealthy"))
     second = lease(router, key="mine").worker
     assert second is not first
     router.publish(first, WorkerState("ready", model="demo", info=info()))
@@ -341,7 +341,7 @@ def test_passthrough_takes_the_first_that_is_ready() -> None:
     router = router_of("passthrough", *"abc")
     assert who(router, 5) == {"a": 5}
 
-    router.publish(next(iter(router.snapshot())), WorkerState("lost"))
+    router.publish(next(iter(router.snapshot())), WorkerState("unhealthy"))
     assert who(router, 5) == {"b": 5}
 
 
@@ -422,7 +422,7 @@ def test_threads_that_hammer_it_lose_nothing(name: str) -> None:
                 sent.sent()
                 sent.ended(0)
             worker = workers[round_ % 3]
-            state = WorkerState("lost") if round_ % 2 else WorkerState("ready", model="demo", info=info(dp_size=2))
+            state = WorkerState("unhealthy") if round_ % 2 else WorkerState("ready", model="demo", info=info(dp_size=2))
             router.publish(worker, state)
             router.report(worker, Load(running=round_ % 9, kv_tokens_total=4096))
 

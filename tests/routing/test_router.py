@@ -60,7 +60,7 @@ def test_idle_workers_take_turns() -> None:
     assert names[:3] == names[3:6] == names[6:]
 
 
-@pytest.mark.parametrize("state", ["starting", "suspect", "unfit", "lost"])
+@pytest.mark.parametrize("state", ["starting", "unhealthy", "draining"])
 def test_only_ready_workers_get_requests(state: str) -> None:
     router = Router()
     worker = add(router, "a", state=replace(READY, state=state))
@@ -109,11 +109,11 @@ def test_snapshots_never_change() -> None:
     worker = add(router, "a")
     before = router.snapshot()
 
-    router.publish(worker, WorkerState("lost", "gone"))
+    router.publish(worker, WorkerState("unhealthy", "gone"))
     add(router, "b")
 
     assert before == {worker: READY}
-    assert [state.state for state in router.snapshot().values()] == ["lost", "ready"]
+    assert [state.state for state in router.snapshot().values()] == ["unhealthy", "ready"]
 
 
 def test_listeners_hear_of_every_change_until_they_leave() -> None:
@@ -122,12 +122,12 @@ def test_listeners_hear_of_every_change_until_they_leave() -> None:
     heard: list[str] = []
     leave = router.subscribe(lambda: heard.append(router.snapshot()[worker].state))
 
-    router.publish(worker, WorkerState("lost"))
+    router.publish(worker, WorkerState("unhealthy"))
     router.publish(worker, READY)
     leave()
-    router.publish(worker, WorkerState("lost"))
+    router.publish(worker, WorkerState("unhealthy"))
 
-    assert heard == ["lost", "ready"]
+    assert heard == ["unhealthy", "ready"]
 
 
 def test_threads_that_hammer_it_lose_no_lease() -> None:
@@ -148,7 +148,7 @@ def test_threads_that_hammer_it_lose_no_lease() -> None:
     def change() -> None:
         start.wait()
         for number in range(rounds):
-            router.publish(workers[0], READY if number % 2 else WorkerState("suspect"))
+            router.publish(workers[0], READY if number % 2 else WorkerState("unhealthy"))
 
     everybody = [threading.Thread(target=hammer) for _ in range(threads)] + [threading.Thread(target=change)]
     for thread in everybody:

@@ -199,7 +199,7 @@ def test_when_the_engine_dies_the_executor_says_why_and_ends() -> None:
         assert response.status_code in (502, 503), response.text
         assert executor.exit_code() == 1
         assert executor.lines("the engine died: TensorRT-LLM's executor has shut down")
-        eventually(lambda: gateway.worker_states() == ["lost"])
+        eventually(lambda: gateway.worker_states() == ["unhealthy"])
 
 
 @pytest.mark.slow

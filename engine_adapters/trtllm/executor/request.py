@@ -116,9 +116,10 @@ class Request:
         if reason is None and len(self.streams) > 1:
             # Only the last of several answers to end is told of.
             reason = "length" if self.counts[index] >= self.submission.max_tokens else "stop"
+        if reason == "timeout":
+            return Finish(FinishReason.DEADLINE, error="the engine's own time limit for the request is over")
         if reason not in REASONS or (reason == "cancelled" and not self.is_aborted):
-            text = "the engine's time limit for the request" if reason == "timeout" else f"the engine says {reason!r}"
-            return self._failure(RequestFault(text, False, True))
+            return self._failure(RequestFault(f"the engine says {reason!r}", False, True))
         return self._finish(index, REASONS[reason], stop if isinstance(stop, int) else None)
 
     def _finish(self, index: int, reason: FinishReason, stop: "int | None" = None, handoff: bytes = b"") -> Finish:

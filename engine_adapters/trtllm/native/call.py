@@ -14,7 +14,7 @@ from engine_adapters.trtllm.native.translation import as_logprobs, as_prompt_log
 
 REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "cancelled": FinishReason.ABORTED}
 FAILURES = {
-    "timeout": Finish(FinishReason.ERROR, error="the engine's own time limit ended the answer"),
+    "timeout": Finish(FinishReason.DEADLINE, error="the engine's own time limit ended the answer"),
     "error": Finish(FinishReason.ERROR, error="the engine failed and did not say why", retryable=True),
     "not_finished": Finish(FinishReason.ERROR, error="the engine left the answer unfinished"),
 }

@@ -12,7 +12,7 @@ from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
 from engine_adapters.tls import WorkerTls, WorkerTlsError
-from engine_adapters.trtllm.calls import Calls, is_set_within
+from engine_adapters.trtllm.calls import Calls, is_set_within, time_limit
 from engine_adapters.trtllm.native import messages, translation
 from engine_adapters.trtllm.native.call import CallReader
 
@@ -21,8 +21,6 @@ TICK_SECONDS = 0.5
 POLL_SECONDS = 1.5
 """An engine that has said nothing for this long is asked how it is, well before the gateway takes its silence for
 trouble: that keeps the connection alive, too. It logs a line each time."""
-BUSY_POLL_SECONDS = 10.0
-"""One that speaks is asked no more often than this: tokens do not tell that an engine is failing."""
 SILENCE_SECONDS = 10.0
 """An engine that says nothing for this long is taken for dead."""
 ABORT_SECONDS = 5.0
@@ -72,7 +70,8 @@ class NativeClient(Generic[Key]):
         except (OSError, WorkerTlsError, asyncio.TimeoutError) as error:
             raise EngineLost(f"{self._address} does not answer: {error or 'no connection in time'}") from error
         self._calls.connection = self._connection
-        await self._check_health()
+        if problem := await self.check_health():
+            raise EngineLost(f"{self._address} does not serve: {problem}")
         model = await self._ask_if_there(
             messages.TRTLLM_SERVICE_GET_MODEL_INFO, messages.GetModelInfoRequest(), messages.GetModelInfoResponse
         )
@@ -85,7 +84,7 @@ class NativeClient(Generic[Key]):
     async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
         self._calls.deliver = deliver
         try:
-            await self._watch_health()
+            await self._keep_alive()
         finally:
             self._calls.close()
 
@@ -98,10 +97,24 @@ class NativeClient(Generic[Key]):
         except ValueError as error:
             self._calls.refuse(keys, str(error))
         else:
-            self._calls.start(keys, request_id, request, CallReader(submission))
+            self._calls.start(keys, request_id, request, CallReader(submission), time_limit(submission.ends_at))
 
     def abort(self, key: Key) -> None:
         self._calls.abort(key)
+
+    async def check_health(self) -> str:
+        began = time.monotonic()
+        question = messages.HealthCheckRequest()
+        try:
+            answer = await self._ask(
+                messages.TRTLLM_SERVICE_HEALTH_CHECK, question, messages.HealthCheckResponse, CONNECT_SECONDS
+            )
+        except CallFailed as error:
+            speaks = error.code == "DEADLINE_EXCEEDED" and self.last_frame_at > began
+            return "" if speaks or error.code == "UNIMPLEMENTED" else str(error)
+        self._answered_at = time.monotonic()
+        status = answer.status.strip()
+        return "" if status.upper() == "OK" else f"it says it is not healthy: {status or 'no reason given'}"
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -119,31 +132,24 @@ class NativeClient(Generic[Key]):
 
     # --- health and questions -----------------------------------------------------------------------------------------
 
-    async def _watch_health(self) -> None:
-        asked_at = time.monotonic()
+    async def _keep_alive(self) -> None:
+        """Raises EngineLost when the engine cannot be reached, or says nothing at all for too long."""
         while True:
             is_doubtful = await is_set_within(self._calls.is_doubtful, TICK_SECONDS)
             self._calls.is_doubtful.clear()
-            is_overdue = time.monotonic() - asked_at > BUSY_POLL_SECONDS
-            if is_doubtful or is_overdue or self._seconds_silent > POLL_SECONDS:
-                await self._check_health()
-                asked_at = time.monotonic()
-
-    async def _check_health(self) -> None:
-        """Raises EngineLost when the engine says that it is not well, or nothing at all for too long."""
-        question = messages.HealthCheckRequest()
-        try:
-            answer = await self._ask(
-                messages.TRTLLM_SERVICE_HEALTH_CHECK, question, messages.HealthCheckResponse, SILENCE_SECONDS
-            )
-        except CallFailed as error:
-            is_busy = error.code == "DEADLINE_EXCEEDED" and self._seconds_silent < SILENCE_SECONDS
-            if error.code == "UNIMPLEMENTED" or is_busy:
-                return
-            raise EngineLost(f"{self._address} does not answer: {error}") from error
-        self._answered_at = time.monotonic()
-        if answer.status.strip().upper() != "OK":
-            raise EngineLost(f"{self._address} says it is not healthy: {answer.status.strip() or 'no reason given'}")
+            if not is_doubtful and self._seconds_silent <= POLL_SECONDS:
+                continue
+            try:
+                question = messages.HealthCheckRequest()
+                await self._ask(
+                    messages.TRTLLM_SERVICE_HEALTH_CHECK, question, messages.HealthCheckResponse, SILENCE_SECONDS
+                )
+            except CallFailed as error:
+                is_busy = error.code == "DEADLINE_EXCEEDED" and self._seconds_silent < SILENCE_SECONDS
+                if error.code != "UNIMPLEMENTED" and not is_busy:
+                    raise EngineLost(f"{self._address} does not answer: {error}") from error
+            else:
+                self._answered_at = time.monotonic()
 
     @property
     def _seconds_silent(self) -> float:

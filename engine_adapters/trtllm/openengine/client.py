@@ -16,7 +16,7 @@ from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
 from engine_adapters.tls import WorkerTls, WorkerTlsError
-from engine_adapters.trtllm.calls import Calls, is_set_within
+from engine_adapters.trtllm.calls import Calls, is_set_within, time_limit
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.answer import AnswerReader
 from engine_adapters.trtllm.openengine.kv_events import KvSubscription, OnKvEvents
@@ -117,6 +117,17 @@ class OpenEngineClient(Generic[Key]):
     def abort(self, key: Key) -> None:
         self._calls.abort(key)
 
+    async def check_health(self) -> str:
+        began = time.monotonic()
+        try:
+            health = await self._ask_if_any(messages.CONTROL_HEALTH, messages.HealthRequest(), messages.HealthResponse)
+        except CallFailed as error:
+            return "" if error.code == "DEADLINE_EXCEEDED" and self.last_frame_at > began else str(error)
+        if health is None or health.state in WELL:
+            return ""
+        complaints = [each.message for each in health.checks if each.state not in WELL]
+        return f"it is not ready: {', '.join(complaints) or f'state {health.state}'}"
+
     async def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -134,7 +145,7 @@ class OpenEngineClient(Generic[Key]):
         request_id = self._calls.new_request_id(submission.request_id)
         request = translation.request_message(request_id, submission, self._served, seed, is_prefill)
         reader = AnswerReader(submission, is_prefill)
-        metadata = translation.metadata_of(submission, self._served)
+        metadata = translation.metadata_of(submission, self._served) + time_limit(submission.ends_at)
         self._calls.start([key], request_id, codec.encode(request), reader, metadata)
 
     def _check(self, submission: Submission) -> None:
@@ -151,7 +162,8 @@ class OpenEngineClient(Generic[Key]):
         if self._on_kv_events is not None:
             # Begun first, so that a refusal is here when the questions have been answered.
             self._kv_subscription = KvSubscription(self._wire, self._count_fault, self._on_kv_events)
-        await self._check_health()
+        if problem := await self.check_health():
+            raise EngineLost(f"{self._address} does not serve: {problem}")
         server = await self._ask(messages.CONTROL_GET_SERVER_INFO, messages.GetServerInfoRequest(), messages.ServerInfo)
         if server.minimum_client_revision > SCHEMA_REVISION:
             raise EngineLost(
@@ -178,22 +190,19 @@ class OpenEngineClient(Generic[Key]):
         while True:
             await is_set_within(self._calls.is_doubtful, BEAT_SECONDS)
             self._calls.is_doubtful.clear()
-            await self._check_health()
+            await self._check_it_answers()
             await self._check_load()
             await self._check_loras()
             if time.monotonic() - self.last_frame_at > SILENCE_SECONDS:
                 raise EngineLost(f"{self._address} has been silent for {SILENCE_SECONDS:g} s")
 
-    async def _check_health(self) -> None:
+    async def _check_it_answers(self) -> None:
+        """Whatever it says of its health: that is judged elsewhere."""
         try:
-            health = await self._ask_if_any(messages.CONTROL_HEALTH, messages.HealthRequest(), messages.HealthResponse)
+            await self._ask_if_any(messages.CONTROL_HEALTH, messages.HealthRequest(), messages.HealthResponse)
         except CallFailed as error:
-            if error.code == "DEADLINE_EXCEEDED":
-                return  # silence has its own limit
-            raise EngineLost(f"{self._address} does not answer: {error}") from error
-        if health is not None and health.state not in WELL:
-            complaints = [each.message for each in health.checks if each.state not in WELL]
-            raise EngineLost(f"{self._address} is not ready: {', '.join(complaints) or f'state {health.state}'}")
+            if error.code != "DEADLINE_EXCEEDED":  # silence has its own limit
+                raise EngineLost(f"{self._address} does not answer: {error}") from error
 
     async def _check_load(self) -> None:
         question = messages.GetLoadRequest(include_per_rank=self._served.targets_ranks)
