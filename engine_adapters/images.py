@@ -4,7 +4,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engine_adapters.base import DTYPE_BYTES, Image, Submission
+from engine_adapters.base import Submission
+from engine_adapters.image import DTYPE_BYTES, Image
 
 HASH_BYTES = 32
 TOKEN = 4

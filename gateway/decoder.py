@@ -43,12 +43,21 @@ class AnswerDecoder:
 
     @property
     def completion_tokens(self) -> int:
-        """What the engine counted, which includes a matched stop token; our own count while it has not said."""
+        """What the engine counted, which includes a matched stop token; our own count while it has not said, and up to
+        a stop string, behind which an engine may have gone on."""
+        if self._scanner.matched is not None:
+            return self.tokens
         return self.finish.completion_tokens if self.finish and self.finish.completion_tokens else self.tokens
 
     def event(self, token_ids: Sequence[int], finish: Finish | None, logprobs: Logprobs | None) -> Text | None:
         """What is certain now, as `feed` says; None when it is nothing."""
+        before = self.tokens
         text = self.feed(token_ids, finish)
+        used = self.tokens - before
+        if used < len(token_ids):
+            token_ids = token_ids[:used]
+            if logprobs is not None:
+                logprobs = Logprobs(logprobs.logprobs[:used], logprobs.alternatives[:used])
         reader = self._active
         if reader is None:
             return Text(self._index, text, token_ids, logprobs) if text or logprobs is not None else None
@@ -64,8 +73,7 @@ class AnswerDecoder:
 
         Sets `finished` when the answer has ended; raises BadRequest or EngineFailed if `finish` says so.
         """
-        self.tokens += len(token_ids)
-        text = self._scanner.feed(self._detokenizer.feed(token_ids))
+        text = self._read(token_ids)
         if finish is not None:
             self.finish = finish
             text += self._end(finish)
@@ -73,6 +81,20 @@ class AnswerDecoder:
             self.finished = Finished(self._index, "stop", self._scanner.matched)
         elif finish is not None:
             self.finished = Finished(self._index, finish_reason(finish), finish.matched_stop)
+        return text
+
+    def _read(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, counted up to the one that completes a stop string: how they were delivered is no
+        matter."""
+        if len(token_ids) < 2 or not self._options.stop:
+            self.tokens += len(token_ids)
+            return self._scanner.feed(self._detokenizer.feed(token_ids))
+        text = ""
+        for token_id in token_ids:
+            self.tokens += 1
+            text += self._scanner.feed(self._detokenizer.feed((token_id,)))
+            if self._scanner.matched is not None:
+                break
         return text
 
     def _end(self, finish: Finish) -> str:

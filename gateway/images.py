@@ -10,7 +10,8 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine_adapters.base import EngineInfo, Image
+from engine_adapters.base import EngineInfo
+from engine_adapters.image import Image
 from gateway.errors import BadImage, BadRequest
 from gateway.fetch import Fetcher, Limits
 from gateway.gateway import Gateway

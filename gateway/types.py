@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine_adapters.base import Constraint, Image, KvRetention, Logprobs, Sampling
+from engine_adapters.base import Constraint, KvRetention, Logprobs, Sampling
+from engine_adapters.image import Image
 from gateway.errors import GatewayError
 
 COMPILING = 1_000_000

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapters.base import Finish, FinishReason
+from engine_adapters.base import Finish, FinishReason, Logprobs
 from gateway.decoder import AnswerDecoder, AnswerReader, finish_reason
 from gateway.errors import BadRequest, EngineFailed
 from gateway.parsers.detect import Choice, named_calls, named_reasoning
@@ -30,16 +30,16 @@ OPTIONS = st.builds(
 )
 
 
-def decode(options: OutputOptions, pieces: list[list[int]], finish: Finish) -> tuple[str, Finished | None]:
-    """All text, and how the answer ended; nothing is fed after that."""
+def decode(options: OutputOptions, pieces: list[list[int]], finish: Finish) -> tuple[str, Finished | None, int]:
+    """All text, how the answer ended, and the tokens up to there; nothing is fed after that."""
     decoder = AnswerDecoder(0, TABLE, options, StopStrings(options.stop))
     text = ""
     for piece in pieces:
         text += decoder.feed(piece, None)
         if decoder.finished is not None:
-            return text, decoder.finished
+            return text, decoder.finished, decoder.tokens
     text += decoder.feed([], finish)
-    return text, decoder.finished
+    return text, decoder.finished, decoder.tokens
 
 
 @settings(max_examples=60)
@@ -52,9 +52,9 @@ def test_text_and_end_do_not_depend_on_the_cuts(
     borders = [0, *sorted(place % (len(token_ids) + 1) for place in places), len(token_ids)]
     pieces = [token_ids[start:end] for start, end in zip(borders, borders[1:], strict=False)]
 
-    text, finished = decode(options, pieces, finish)
+    text, finished, tokens = decode(options, pieces, finish)
 
-    assert (text, finished) == decode(options, [token_ids], finish)
+    assert (text, finished, tokens) == decode(options, [token_ids], finish)
     assert finished is not None and finished.finish_reason == "stop"
     whole = TOKENIZER.decode(token_ids, skip_special_tokens=options.skip_special_tokens)
     if isinstance(finished.matched_stop, str):
@@ -80,6 +80,20 @@ def test_a_stop_string_may_be_completed_by_what_was_held_back() -> None:
     assert decoder.feed([*ids_of("ba"), fox[0]], None) == "b"
     assert decoder.feed([], Finish(FinishReason.LENGTH)) == ""
     assert decoder.finished == Finished(0, "stop", f"a{replacement}")
+
+
+def test_logprobs_end_with_the_stop_string_however_many_tokens_come_at_once() -> None:
+    options = OutputOptions(stop=("END",))
+    decoder = AnswerDecoder(0, TABLE, options, StopStrings(options.stop))
+    token_ids = ids_of("one END two three")
+    end = 1 + next(place for place in range(len(token_ids)) if "END" in TOKENIZER.decode(token_ids[: place + 1], True))
+
+    logprobs = Logprobs([-1.0] * len(token_ids), [[]] * len(token_ids))
+    event = decoder.event(token_ids, Finish(FinishReason.LENGTH, completion_tokens=len(token_ids)), logprobs)
+
+    assert event is not None and event.logprobs is not None and end < len(token_ids)
+    assert (event.text, list(event.token_ids), len(event.logprobs.logprobs)) == ("one ", token_ids[:end], end)
+    assert decoder.completion_tokens == end
 
 
 def test_the_engines_count_of_tokens_is_the_count_once_it_is_known() -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from engine_adapters.base import EngineInfo, Image, KvEvent, Load, Logprobs, Submission
+from engine_adapters.base import EngineInfo, KvEvent, Load, Logprobs, Submission
+from engine_adapters.image import Image
 from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.scheduler import Scheduler
 from engine_adapters.step.meter import TokenMeter

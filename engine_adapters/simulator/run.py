@@ -6,7 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from engine_adapters.base import Finish, FinishReason, Image, Submission
+from engine_adapters.base import Finish, FinishReason, Submission
+from engine_adapters.image import Image
 from engine_adapters.images import keyed
 from engine_adapters.simulator import handoff
 from engine_adapters.simulator.kv_cache import block_hashes, root_hash

@@ -14,18 +14,8 @@ import grpc
 import grpc.aio
 
 from engine_adapters import codec
-from engine_adapters.base import (
-    Delivery,
-    EngineInfo,
-    EngineLost,
-    Finish,
-    FinishReason,
-    Key,
-    KvEvent,
-    Load,
-    Payload,
-    Submission,
-)
+from engine_adapters.base import Delivery, EngineInfo, EngineLost, Finish, FinishReason, Key, KvEvent, Load, Submission
+from engine_adapters.image import Payload
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
 from engine_adapters.step.outgoing import Uploader, UploadFailed, image_messages
 from engine_adapters.tls import WorkerTls

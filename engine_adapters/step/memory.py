@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from engine_adapters.base import MemoryFile
+from engine_adapters.image import MemoryFile
 
 PROBE_BYTES = 32
 UNTRACKED: "dict[str, Any]" = {"trackfd": False} if sys.version_info >= (3, 13) else {}

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from engine_adapters.base import Image, Payload
+from engine_adapters.image import Image, Payload
 from engine_adapters.step import messages
 
 INLINE_BYTES = 64 << 10

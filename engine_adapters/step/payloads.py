@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine_adapters.base import Image, MemoryFile, Payload, Tensor
+from engine_adapters.image import Image, MemoryFile, Payload, Tensor
 from engine_adapters.step import memory, messages
 
 UPLOAD_BUDGET = 4 << 30

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from engine_adapters.base import EngineInfo, Image
+from engine_adapters.base import EngineInfo
+from engine_adapters.image import Image
 from engine_adapters.images import problem_of
 from engine_adapters.step import ANSWERS_LIMIT, STREAM_ID_LIMIT, messages, translation
 

@@ -14,17 +14,9 @@ import grpc
 import grpc.aio
 
 from engine_adapters import codec
-from engine_adapters.base import (
-    EngineInfo,
-    Finish,
-    FinishReason,
-    KvEvent,
-    Load,
-    Logprobs,
-    MemoryFile,
-    Submission,
-)
+from engine_adapters.base import EngineInfo, Finish, FinishReason, KvEvent, Load, Logprobs, Submission
 from engine_adapters.handlers import service_of
+from engine_adapters.image import MemoryFile
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
 from engine_adapters.step.kv_index import KvIndex
 from engine_adapters.step.payloads import NoRoom, PayloadMissing, Uploads, as_images

@@ -13,7 +13,6 @@ from engine_adapters.base import (
     EngineInfo,
     Finish,
     FinishReason,
-    Image,
     KvCleared,
     KvEvent,
     KvRange,
@@ -28,6 +27,7 @@ from engine_adapters.base import (
     Sampling,
     Submission,
 )
+from engine_adapters.image import Image
 from engine_adapters.step import PROTOCOL_VERSION, messages
 
 REASONS = {reason.value: reason for reason in FinishReason}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_adapters.base import MemoryFile, Payload, Tensor, aligned
+from engine_adapters.image import MemoryFile, Payload, Tensor, aligned
 from engine_adapters.step.memory import share
 from engine_adapters.step.outgoing import INLINE_BYTES
 from gateway.multimodal.features import Features

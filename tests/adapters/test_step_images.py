@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine_adapters.base import EngineInfo, Finish, FinishReason, Image, MemoryFile, Submission, Tensor
+from engine_adapters.base import EngineInfo, Finish, FinishReason, Submission
+from engine_adapters.image import Image, MemoryFile, Tensor
 from engine_adapters.images import keyed, problem_of, unexpanded
 from engine_adapters.step import memory, messages, outgoing, payloads
 from engine_adapters.step.payloads import NoRoom, PayloadMissing, Uploads

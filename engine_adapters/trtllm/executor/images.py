@@ -13,7 +13,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine_adapters.base import Image, Submission
+from engine_adapters.base import Submission
+from engine_adapters.image import Image
 
 OURS = "gateway_submission"
 """The key of inputs under which a submission with tensors reaches our input processor."""

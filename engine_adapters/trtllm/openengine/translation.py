@@ -14,7 +14,6 @@ from engine_adapters import codec
 from engine_adapters.base import (
     Constraint,
     EngineInfo,
-    Image,
     KvCleared,
     KvEvent,
     KvRemoved,
@@ -26,6 +25,7 @@ from engine_adapters.base import (
     Submission,
 )
 from engine_adapters.http2 import Metadata
+from engine_adapters.image import Image
 from engine_adapters.trtllm.openengine import messages
 
 SCHEMA_REVISION = 1
