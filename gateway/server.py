@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,10 +245,12 @@ def breaker_rules(config: Config) -> BreakerRules | None:
 
 
 def connect_all(gateway: Gateway, workers: list[WorkerAddress]) -> None:
-    """Raises StartError."""
+    """A worker that serves several models is one for each of them. Raises StartError."""
+    times = Counter(map(str, workers))
     try:
         for address in workers:
-            gateway.engine.connect(address)
+            several = times[str(address)] > 1 and address.model
+            gateway.engine.connect(address, f"{address}?model={address.model}" if several else None)
     except NameTaken as error:
         raise StartError(f"--worker: {error}; name each URL once") from error
 

@@ -192,7 +192,7 @@ def test_one_that_is_stopped_gets_no_more_and_goes_on_where_it_was(
     try:
         began = time.monotonic()
         hasty = [background.submit(ask, gateway, "?", 5, {"x-request-timeout": "1.5"}) for _ in range(6)]
-        assert {response.result().status_code for response in hasty} == {200, 504}
+        assert {response.result().status_code for response in hasty} <= {200, 504}, "no other end"
         assert time.monotonic() - began < 5.0, "nobody waits longer than the time of his request"
         eventually(lambda: state_of(gateway, stopped.url) == "unhealthy")
         assert listed(gateway)[stopped.url]["reason"] == "silent for 3 s"

@@ -284,6 +284,5 @@ def test_the_environment_sets_what_the_command_line_does_not(simulator: Simulato
     settings = environment(GATEWAY_WORKER=simulator.url, GATEWAY_HTTP_THREADS="3", GATEWAY_LOG_FORMAT="human")
     with Gateway(env=settings) as gateway:
         gateway.wait_until_ready()
-        loops = [line for line in gateway.client.get("/metrics").text.splitlines() if "active_requests{" in line]
-        assert len(loops) == 3
+        eventually(lambda: gateway.client.get("/metrics").text.count("\ngateway_active_requests{") == 3)
         assert gateway.lines('"level"'), "--log-format json on the command line wins"
