@@ -254,6 +254,8 @@ class Exchange:
             return False
         if self._start is not None:
             return False
+        if self._connection.transport.is_closing():
+            return True  # the client is gone, of which we shall be told
         self._connection.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return True
 
