@@ -82,12 +82,13 @@ class ScriptOutput:
         self, rules: Sequence[Rule], tokenizer: TokenizerFile, otherwise: "Callable[[Submission, int], Plan]"
     ) -> None:
         self._rules = rules
+        self._reads_text = any(rule.contains is not None for rule in rules)  # else a long prompt would cost its turn
         self._tokenizer = tokenizer
         self._otherwise = otherwise
 
     def __call__(self, submission: Submission, index: int) -> Plan:
         token_ids = array("I", submission.token_ids)
-        text = self._tokenizer.text_of(token_ids)
+        text = self._tokenizer.text_of(token_ids) if self._reads_text else ""
         for rule in self._rules:
             if rule.fits(token_ids, text):
                 return rule.plan_ignoring_eos if submission.ignore_eos else rule.plan
