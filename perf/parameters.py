@@ -59,7 +59,7 @@ class Parameters:
     relief_seconds: float = 3.0
 
     peer_streams: tuple[int, ...] = (64, 256)
-    peer_loads: tuple[str, ...] = ("one-token requests", "8k words, each its own")
+    peer_loads: tuple[str, ...] = ("one-token requests", "8k words each its own")
     """Of perf/scenarios/peers.py."""
     peer_seconds: float = 2.0
 

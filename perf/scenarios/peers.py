@@ -19,7 +19,7 @@ from perf.scenarios.scenario import Scenario
 from perf.scenarios.streaming import TOKEN_FIGURES, token_figures
 
 SHORT = "one-token requests"
-SAME, OWN = "8k words, the same", "8k words, each its own"
+SAME, OWN = "8k words the same", "8k words each its own"
 """One-token requests too."""
 LONG_TOKENS = 10_000
 
