@@ -202,7 +202,7 @@ class Servicer(pb_grpc.TrtllmServiceServicer):
                 if result.is_finished:
                     for complete in self.completes(result):
                         yield complete
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter while a message is being written
             running.abort()
             tell(event="aborted", by="cancel", request_id=name)
             raise
