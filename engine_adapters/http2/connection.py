@@ -135,8 +135,6 @@ class Connection(asyncio.Protocol):
             self.cancel(question)
 
     def close(self) -> None:
-        for stream in [*self._calls.values()]:
-            self._reset(stream)  # a server may take its time to see that a connection is gone
         self._lose("the connection was closed")
 
     # --- asyncio's side ---------------------------------------------------------------------------------------------
