@@ -3,6 +3,7 @@
 These are the fields that vLLM takes from there; engines get them explicitly, since not all of them read the file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ from engine_adapters.base import Sampling
 from engine_adapters.tokenizer_file import TokenizerFileError, read_json_if_there
 
 FILE = "generation_config.json"
-RANGES = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.01, 100.0)}
-"""As for the fields of a request."""
+RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 100),
+    "top_p_min": (0, 1),
+    "top_p_decay": (0.01, 1),
+}
+"""Of the settings that are numbers, here and in a request."""
 NO_EFFECT = {"top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,)}
 
 

@@ -3,12 +3,11 @@
 Threads: everything here runs on the request's HTTP loop, which touches no pixels: that is the vision pool's.
 """
 
-import asyncio
 import time
 from array import array
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine_adapters.base import EngineInfo
 from engine_adapters.image import Image
@@ -18,6 +17,7 @@ from gateway.gateway import Gateway
 from gateway.http_loop import HttpLoop
 from gateway.metrics import IMAGE_BYTES, IMAGE_SECONDS, IMAGES, IMAGES_REJECTED
 from gateway.model import Model
+from gateway.tasks import together
 from gateway.types import ImageForm, ImageSource, Prompt
 
 if TYPE_CHECKING:  # numpy and Pillow are imported only where a model has images
@@ -62,7 +62,7 @@ async def with_images(
     if len(sources) == 1:
         found = [await process(gateway, loop, model, vision, sources[0], form)]
     else:
-        found = await side_by_side(process(gateway, loop, model, vision, source, form) for source in sources)
+        found = await together([process(gateway, loop, model, vision, source, form) for source in sources])
     return expanded(prompt, places, vision.placeholder, found)
 
 
@@ -82,16 +82,6 @@ def find_placeholders(token_ids: bytes, vision: "Vision", sources: Sequence[Imag
             param=sources[0].path,
         )
     return places
-
-
-async def side_by_side[Result](works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results; the first error stops the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 async def process(

@@ -5,7 +5,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-from gateway.limits.keys import LIMITS, NAME, digest_of
+from gateway.limits.keys import LIMITS, NAME, NAME_RULE, digest_of
 from gateway.limits.priority import DEFAULT, PRIORITIES
 
 KEY_BYTES = 32
@@ -15,9 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print a new key on standard output, once, and the entry for the --api-keys file."""
     options = parser().parse_args(arguments)
     if not NAME.fullmatch(options.name):
-        sys.stderr.write(
-            "gateway key: NAME must be 1 to 64 letters, digits, or any of _ . @ -, and begin with no sign\n"
-        )
+        sys.stderr.write(f"gateway key: NAME {NAME_RULE}\n")
         return 2
     key = "sk-" + secrets.token_urlsafe(KEY_BYTES)
     sys.stdout.write(

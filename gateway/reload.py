@@ -51,6 +51,7 @@ def stamps(followed: Followed) -> list[tuple[int, int, int]]:
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
+    """Differs when the file has been written or replaced."""
     try:
         status = path.stat()
     except OSError:

@@ -20,6 +20,7 @@ from typing import Any
 
 from gateway import log
 from gateway.engines import EngineThread
+from gateway.reload import stamp
 from gateway.routing import AddressError, NameTaken, Worker, WorkerAddress
 
 FIELDS = {"url": str, "name": str, "draining": bool, "labels": dict}
@@ -43,15 +44,15 @@ class WorkerFile:
         self._path = path
         self._engine = engine
         self._models = frozenset(models)
-        self._stamp = self._stamped()
+        self._stamp = stamp(path)
         self._wanted = read(path, self._models)
         self._applied: dict[str, Entry] = {}
 
     def follow(self) -> None:
         """Read the file again if it has changed, and bring the workers in line with it."""
-        stamp = self._stamped()
-        if stamp != self._stamp:
-            self._stamp = stamp
+        now = stamp(self._path)
+        if now != self._stamp:
+            self._stamp = now
             try:
                 self._wanted = read(self._path, self._models)
                 log.event(logging.INFO, f"read {self._path} again", workers=len(self._wanted))
@@ -87,14 +88,6 @@ class WorkerFile:
         self._engine.router.set_weight(worker, entry.address.weight)
         self._engine.router.set_labels(worker, entry.labels)
         self._engine.router.drain(worker, entry.draining)
-
-    def _stamped(self) -> tuple[int, int]:
-        """Differs when the file has been written or replaced."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return 0, 0
-        return status.st_mtime_ns, status.st_ino
 
 
 def read(path: Path, models: frozenset[str]) -> dict[str, Entry]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from gateway.model import Model
 from gateway.parsers.message import Message
 from gateway.prepare import prepare
 from gateway.submissions import refuse_oversized
+from gateway.tasks import together
 from gateway.types import (
     Event,
     Finished,
@@ -203,17 +203,6 @@ class CompletionAnswer(Answer):
         shown = memoryview(prompt.token_ids).cast("I")[hidden_tokens(model, request.input, prompt.token_ids) :]
         text = model.tokenizer.decode(shown.tolist(), skip_special_tokens=False)
         return replace(request, input=TokensInput(prompt.token_ids), truncate_prompt_tokens=None), text
-
-
-async def together[Result](work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results of all of them, at once; the first that fails ends the others and is raised."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 from engine_adapters.base import Constraint, KvRange, KvRetention, Sampling
 from gateway.api.body import Fields
 from gateway.errors import BadRequest
+from gateway.generation_config import RANGES
 from gateway.model import Model
 from gateway.types import GenerateRequest, Input, OutputOptions, Reading, Shape
 
@@ -26,9 +27,8 @@ MAX_DIGITS = 10
 """Of a token id."""
 SAMPLING = frozenset(
     (
-        *("temperature", "top_p", "seed", "top_k", "min_p", "frequency_penalty", "presence_penalty"),
-        *("repetition_penalty", "logit_bias", "top_p_min", "top_p_decay", "top_p_reset_id", "no_repeat_ngram_size"),
-        "bad_token_ids",
+        *RANGES,
+        *("seed", "top_k", "logit_bias", "top_p_reset_id", "no_repeat_ngram_size", "bad_token_ids"),
     )
 )
 OUTPUT = frozenset(("stop", "include_stop_str_in_output", "skip_special_tokens"))
@@ -128,23 +128,27 @@ def read_sampling(fields: Fields, model: Model) -> Sampling:
     if fields.lacks(SAMPLING):
         return defaults
     top_k = given(fields.integer("top_k", -1, MAX_TOKENS), defaults.top_k)
-    repetition_penalty = given(fields.number("repetition_penalty", 0.01, 100), defaults.repetition_penalty)
+    repetition_penalty = given(setting(fields, "repetition_penalty"), defaults.repetition_penalty)
     return Sampling(
-        temperature=given(fields.number("temperature", 0, 2), defaults.temperature),
-        top_p=given(fields.number("top_p", 0, 1), defaults.top_p),
+        temperature=given(setting(fields, "temperature"), defaults.temperature),
+        top_p=given(setting(fields, "top_p"), defaults.top_p),
         seed=fields.integer("seed", -MAX_SEED, MAX_SEED - 1),
         top_k=None if top_k in (0, -1) else top_k,
-        min_p=given(fields.number("min_p", 0, 1), defaults.min_p) or None,
-        frequency_penalty=fields.number("frequency_penalty", -2, 2) or None,
-        presence_penalty=fields.number("presence_penalty", -2, 2) or None,
+        min_p=given(setting(fields, "min_p"), defaults.min_p) or None,
+        frequency_penalty=setting(fields, "frequency_penalty") or None,
+        presence_penalty=setting(fields, "presence_penalty") or None,
         repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
         logit_bias=read_logit_bias(fields, model),
-        top_p_min=fields.number("top_p_min", 0, 1) or None,
-        top_p_decay=fields.number("top_p_decay", 0.01, 1),
+        top_p_min=setting(fields, "top_p_min") or None,
+        top_p_decay=setting(fields, "top_p_decay"),
         top_p_reset_id=fields.integer("top_p_reset_id", 0, model.tokenizer.vocab_size - 1),
         no_repeat_ngram_size=fields.integer("no_repeat_ngram_size", 1, MAX_TOKENS),
         bad_token_ids=read_token_ids(fields, "bad_token_ids", model),
     )
+
+
+def setting(fields: Fields, name: str) -> float | None:
+    return fields.number(name, *RANGES[name])
 
 
 def given[Number](value: Number | None, default: Number | None) -> Number | None:

@@ -20,6 +20,7 @@ from gateway.api.lowering import (
 )
 from gateway.api.reply import Scope, Send, send_json
 from gateway.gateway import Gateway
+from gateway.generation_config import RANGES
 from gateway.http_loop import Receive
 from gateway.parsers.call_families import CALL_FAMILIES
 from gateway.parsers.family import Family
@@ -75,15 +76,8 @@ GENERATION: Properties = {
     "max_tokens": integer(1, MAX_TOKENS),
     "max_completion_tokens": integer(1, MAX_TOKENS),
     "min_tokens": integer(0, MAX_TOKENS),
-    "temperature": number(0, 2),
-    "top_p": number(0, 1),
+    **{name: number(*bounds) for name, bounds in RANGES.items()},
     "top_k": integer(-1, MAX_TOKENS),
-    "min_p": number(0, 1),
-    "frequency_penalty": number(-2, 2),
-    "presence_penalty": number(-2, 2),
-    "repetition_penalty": number(0.01, 100),
-    "top_p_min": number(0, 1),
-    "top_p_decay": number(0.01, 1),
     "no_repeat_ngram_size": integer(1, MAX_TOKENS),
     "seed": integer(-MAX_SEED, MAX_SEED - 1),
     "n": integer(1, MAX_ANSWERS),

@@ -32,6 +32,7 @@ from gateway.limits.quota import Limits, Quota
 
 DIGEST = re.compile("[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+NAME_RULE = "must be 1 to 64 letters, digits, or any of _ . @ -, and begin with no sign"
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
 FIELDS: Mapping[str, type] = {
     "name": str,
@@ -182,7 +183,7 @@ def read_key(value: Any, place: str, models: frozenset[str]) -> ApiKey:
 
 def check_key(value: Mapping[str, Any], place: str, models: frozenset[str]) -> None:
     if not NAME.fullmatch(value["name"]):
-        raise KeyFileError(f"{place}.name must be 1 to 64 letters, digits, or any of _ . @ -, and begin with no sign")
+        raise KeyFileError(f"{place}.name {NAME_RULE}")
     if not DIGEST.fullmatch(value["sha256"].lower()):
         raise KeyFileError(f"{place}.sha256 must be the 64 hexadecimal digits that `gateway key` prints, not the key")
     if value.get("priority", DEFAULT) not in PRIORITIES:

@@ -96,8 +96,8 @@ class Connection:
 
 
 @contextlib.asynccontextmanager
-async def attached() -> AsyncIterator[tuple[Connection, FakeEngine, StepServer]]:
-    engine = FakeEngine()
+async def attached(make: Callable[[], Any] = FakeEngine) -> AsyncIterator[tuple[Connection, Any, StepServer]]:
+    engine = make()
     server = StepServer(engine)
     connection = Connection(await server.start("127.0.0.1", 0))
     try:

@@ -1,9 +1,8 @@
 """Tests of images on the step stream: in the Submit, uploaded ahead of it, in shared memory, and what goes wrong."""
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from engine_adapters.step import memory, messages, outgoing, payloads
 from engine_adapters.step.payloads import NoRoom, PayloadMissing, Uploads
 from engine_adapters.step.server import StepServer
 from tests.adapters import test_step_client
-from tests.adapters.test_step_client import Connection
+from tests.adapters.test_step_client import attached
 from tests.attach import u32
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -31,19 +30,6 @@ class Engine(test_step_client.FakeEngine):
     async def images(self) -> tuple[Image, ...]:
         _, submission = await self.submitted.get()
         return submission.images
-
-
-@contextlib.asynccontextmanager
-async def attached() -> AsyncIterator[tuple[Connection, Engine, StepServer]]:
-    engine = Engine()
-    server = StepServer(engine)
-    connection = Connection(await server.start("127.0.0.1", 0))
-    try:
-        await connection.attach()
-        yield connection, engine, server
-    finally:
-        await connection.leave()
-        await server.stop("the test is over")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +60,7 @@ def submission(*images: Image, name: str = "r", **changes: Any) -> Submission:
 
 def test_small_images_and_files_come_in_the_submit(run: Run) -> None:
     async def story() -> None:
-        async with attached() as (connection, engine, _):
+        async with attached(Engine) as (connection, engine, _):
             sent = (image(SMALL, SMALL), replace(image(offset=4, number=2), encoded=b"GIF"))
             connection.client.submit(["a"], submission(*sent))
             first, second = await engine.images()
@@ -88,7 +74,7 @@ def test_small_images_and_files_come_in_the_submit(run: Run) -> None:
 
 def test_large_images_are_uploaded_once(run: Run, far: None) -> None:
     async def story() -> None:
-        async with attached() as (connection, engine, server):
+        async with attached(Engine) as (connection, engine, server):
             pieces = counted(server)
             sent = image(LARGE, SMALL)
             connection.client.submit(["a"], submission(sent))
@@ -120,7 +106,7 @@ def counted(server: StepServer) -> list[int]:
 
 def test_what_is_shared_is_not_sent(run: Run) -> None:
     async def story() -> None:
-        async with attached() as (connection, engine, server):
+        async with attached(Engine) as (connection, engine, server):
             pieces = counted(server)
             sent = image(LARGE, SMALL, shared=True)
             expected = bytes(sent.payload)
@@ -134,7 +120,7 @@ def test_what_is_shared_is_not_sent(run: Run) -> None:
 
 def test_memory_that_is_gone_is_tried_again_elsewhere(run: Run) -> None:
     async def story() -> None:
-        async with attached() as (connection, _, server):
+        async with attached(Engine) as (connection, _, server):
             sent = image(LARGE, shared=True)
             assert sent.memory is not None
             gone = replace(sent.memory, inode=sent.memory.inode + 1)
@@ -149,7 +135,7 @@ def test_memory_that_is_gone_is_tried_again_elsewhere(run: Run) -> None:
 
 def test_an_abort_stops_what_waits_for_its_upload(run: Run, far: None, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        async with attached() as (connection, engine, server):
+        async with attached(Engine) as (connection, engine, server):
             going_on, reached = asyncio.Event(), asyncio.Event()
             upload = connection.client._upload
 
@@ -180,7 +166,7 @@ def test_an_upload_that_fails_ends_its_streams_alone(run: Run, far: None, monkey
     monkeypatch.setattr(payloads, "UPLOAD_BUDGET", 1 << 20)
 
     async def story() -> None:
-        async with attached() as (connection, engine, server):
+        async with attached(Engine) as (connection, engine, server):
             server._uploads = Uploads(1 << 20)
             connection.client.submit(["a", "b"], submission(image(LARGE), n=2))
             ends = [await connection.deliveries.get() for _ in range(2)]
@@ -194,7 +180,7 @@ def test_an_upload_that_fails_ends_its_streams_alone(run: Run, far: None, monkey
 
 def test_images_that_make_no_sense_are_rejected(run: Run) -> None:
     async def story() -> None:
-        async with attached() as (connection, _, _server):
+        async with attached(Engine) as (connection, _, _server):
             bad = {
                 "hash": replace(image(SMALL), hash=b"short"),
                 "tokens": image(SMALL, offset=9),
