@@ -316,7 +316,7 @@ def query_of(submission: Submission, record: RequestRecord) -> Query:
     """What of a request the router is to know."""
     lora_id = submission.lora.id if submission.lora else 0
     # Blocks are shared only where the images are the same, too.
-    token_ids = keyed(submission.token_ids, submission.images) if submission.images else submission.token_ids
+    token_ids = keyed(submission.token_ids, submission.images)
     return Query(token_ids, (lora_id, submission.cache_salt), record.routing_key, submission.n)
 
 

@@ -152,4 +152,5 @@ class Outbox[Item]:
 
     def _flush(self) -> None:
         items, self._items = self._items, []
-        self._mailbox.post_all(items)
+        if items:  # `post_now` has taken along what waited for the turn's end
+            self._mailbox.post_all(items)
