@@ -1,10 +1,10 @@
 """Time to the first token over the length of the prompt and the number of clients, with cold caches and warm ones.
 
 The engine's own prefill costs nothing here: all of it is the gateway's. Cold prompts are all different; warm ones are
-one prompt that has been seen; and there are some that share four fifths with those before.
+one prompt that has been seen; and there are some that share four fifths with those before, with the token cache and
+without.
 """
 
-import itertools
 from collections.abc import Sequence
 
 from perf import samples
@@ -18,12 +18,22 @@ from perf.scenarios.scenario import Chart, Scenario
 from perf.scenarios.stall import two_engines
 
 COLD, WARM, SHARED = "cold", "warm", "4/5 shared"
+CACHE_OFF = ("--cache-mb", "0")
+MOST_TOKENS = 40_000_000
+"""In all prompts of a run: 160 MB."""
 SHARED_FROM = 40_000
 """Tokens from which prompts that share their beginning are measured."""
 
 
 def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
-    return [Arm(build.name, build, ("--http-threads", "1")) for build in builds if " " not in build.name]
+    settings = ("--http-threads", "1")
+    plain = [build for build in builds if " " not in build.name]
+    without_cache = Arm(f"{plain[0].name}, cache off", plain[0], (*settings, *CACHE_OFF))
+    return [*(Arm(build.name, build, settings) for build in plain), without_cache]
+
+
+def fits(arm: Arm, place: Place) -> bool:
+    return CACHE_OFF[0] not in arm.settings or place["cache"] == SHARED
 
 
 def places(parameters: Parameters) -> list[Place]:
@@ -36,23 +46,24 @@ def places(parameters: Parameters) -> list[Place]:
     ]
 
 
-def bodies(cache: str, tokens: int) -> list[str]:
-    """More than a fast gateway answers in the time."""
+def bodies(cache: str, tokens: int, clients: int) -> list[str]:
+    """More than a fast gateway answers in the time: none is to come again and be known."""
     if cache == WARM:
         return samples.long_requests(1, tokens)
+    pairs = max(1, clients // 2)
     if cache == COLD:
-        return samples.long_requests(30 + 3_000_000 // tokens, tokens)
+        return samples.long_requests(min(MOST_TOKENS // tokens, pairs * (30 + 3_000_000 // tokens)), tokens)
     (shared,) = samples.documents(1, tokens * 4 // 5)
-    prompts = (f"{shared}\n\n{own}" for own in samples.documents(600, tokens // 5))
+    own = samples.documents(min(MOST_TOKENS // tokens, pairs * (60 + 1_500_000 // tokens)), tokens // 5)
     return [
-        samples.http_request(samples.CHAT_PATH, stream=True, max_tokens=1, model="wide", prompt=prompt)
-        for prompt in itertools.islice(prompts, 60 + 1_500_000 // tokens)
+        samples.http_request(samples.CHAT_PATH, stream=True, max_tokens=1, model="wide", prompt=f"{shared}\n\n{text}")
+        for text in own
     ]
 
 
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
     parameters, tokens = context.parameters, place["tokens"]
-    requests = bodies(place["cache"], tokens)
+    requests = bodies(place["cache"], tokens, place["clients"])
     with two_engines(context, parameters.step_ms) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
             flow = Flow("prompts", requests, marker=samples.WORD, connections=place["clients"])
@@ -74,6 +85,7 @@ SCENARIO = Scenario(
     question="How long does a first token take over the length of its prompt?",
     arms=arms,
     places=places,
+    fits=fits,
     measure=measure,
     seconds=lambda parameters: parameters.prompt_seconds + parameters.warm_seconds + 2.5,
     figures={
