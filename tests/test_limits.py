@@ -158,6 +158,7 @@ def test_tokens_are_reserved_and_what_was_not_used_comes_back(limited: Gateway, 
             break
         clients.finish_next()
         assert answer.result().status_code == 200
+        eventually(lambda: limited.metric("gateway_admitted_requests") == 0, "its place is free again")
     used = limited.metric("gateway_key_tokens_total", key="brief")
     assert used > 60, "the reserve was a guess, and what was used counts"
     refused = clients.ask("brief").result()
