@@ -107,7 +107,14 @@ class Clients:
         return answer
 
     def finish_next(self) -> str:
-        """End the request that the executor heard of next; returns its prompt's last user message."""
+        """End the request that the executor heard of next; returns its id.
+
+        Not before the executor has every request that has a place: two loops that were given one each would race there.
+        """
+        eventually(
+            lambda: self._executor.submits.qsize() == self._gateway.metric("gateway_admitted_requests"),
+            "the executor has heard of all that were admitted",
+        )
         submit = self._executor.next_submit()
         self._executor.finish(submit, prompt_tokens=len(submit.token_ids) // 4)
         return submit.request_id
