@@ -23,6 +23,8 @@ IS_FREE_THREADED_BUILD = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 GIL_ARGUMENTS = () if IS_FREE_THREADED_BUILD else ("--allow-gil",)
 PATIENCE = 20.0
 """Seconds after which a condition that has not come true is a failure; long, since other jobs may have the cores."""
+START_SECONDS = 60.0
+"""The same for a process that starts: importing is much CPU."""
 POLL_SECONDS = 0.01
 
 
@@ -158,7 +160,7 @@ class Simulator(Process):
     def __init__(self, *arguments: str) -> None:
         super().__init__([sys.executable, "-m", "engine_adapters.simulator", *arguments])
         try:
-            self.address: str = json.loads(self.line(r"^\{.*\}$", "stdout")[0])["address"]
+            self.address: str = json.loads(self.line(r"^\{.*\}$", "stdout", START_SECONDS)[0])["address"]
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -191,7 +193,7 @@ class Gateway(Process):
         self._clients: dict[int, httpx.Client] = {}
         super().__init__([sys.executable, *program, *words], env)
         try:
-            self.url = self.line(r"listening on (https?://[^\s\"]+)")[1]
+            self.url = self.line(r"listening on (https?://[^\s\"]+)", patience=START_SECONDS)[1]
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise

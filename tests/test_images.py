@@ -69,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     files = tmp_path_factory.mktemp("files")
     executor = ("--speed", "0", "--log-images", "--model-path", str(folder))
     options = ("--image-http", "--image-network", "127.0.0.0/8", "--image-network", "::1/128", "--image-limit", "3")
-    limits = ("--image-mb", "1", "--image-seconds", "0.5", "--image-directory", str(files))
+    limits = ("--image-mb", "1", "--image-seconds", "2", "--image-directory", str(files))
     with Simulator(*executor) as simulator, ImageHost(RED) as host:
         arguments = ("--model-path", f"demo={folder}", *options, *limits)
         with Gateway(*arguments, workers=[simulator.url]) as gateway:
