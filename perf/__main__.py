@@ -18,7 +18,6 @@ MEASUREMENTS = {
     "parsers": "CPU per token of reading reasoning and calls; long arguments, threads, tools",
     "executor": "CPU of our executor for TensorRT-LLM per token, beside a bare reader of its API",
     "images": "CPU of preprocessing an image, gain of more threads, beside transformers' processors",
-    "pictures": "time between streams' tokens while clients push large images, GIL and no GIL",
     "text": "the text path: prompts from JSON to ids with and without the token cache, tokens to events",
     "profile": "where the gateway's CPU goes, by layer and by function",
 }

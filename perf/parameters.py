@@ -30,9 +30,9 @@ class Parameters:
     request_connections: int = 32
     request_seconds: float = 2.0
 
-    disturbances: tuple[str, ...] = ("40k-token prompts", "100k-token prompts", "64 tools")
+    disturbances: tuple[str, ...] = ("40k-token prompts", "100k-token prompts", "64 tools", "4-megapixel images")
     """Of perf/scenarios/stall.py."""
-    stall_streams: int = 32
+    stall_streams: int = 256
     stall_calm: float = 1.5
     """Seconds before and after."""
     stall_seconds: float = 4.0
@@ -40,11 +40,12 @@ class Parameters:
     """Disturbances a second."""
     stall_step_ms: float = 20.0
 
-    mixed_rates: tuple[int, ...] = (4, 8, 12, 16)
+    mixed_streams: int = 32
+    mixed_rates: tuple[int, ...] = (2, 4, 8, 16, 24, 32)
     """Long prompts a second beside the steady streams."""
     mixed_seconds: float = 3.0
-    mixed_bound_ms: float = 60.0
-    """The inter-token p99 up to which a rate counts as served."""
+    mixed_bound_ms: float = 40.0
+    """The inter-token p99 up to which a rate counts as served: two engine steps, so that no token is a step late."""
 
     prompt_tokens: tuple[int, ...] = (1_000, 10_000, 40_000, 100_000)
     prompt_clients: tuple[int, ...] = (2,)
@@ -105,6 +106,7 @@ SMOKE = replace(
     stall_streams=2,
     stall_calm=0.2,
     stall_seconds=0.4,
+    mixed_streams=2,
     mixed_rates=(4,),
     mixed_seconds=0.4,
     prompt_tokens=(1_000,),

@@ -1,5 +1,7 @@
 """What the load asks for and what the gateway answers, so that the bare app can answer the same."""
 
+import base64
+import io
 import json
 import pydoc_data.topics
 import random
@@ -9,6 +11,9 @@ from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from engine_adapters.simulator.outputs import TEXTS
 from gateway.model import DEMO_FOLDER
@@ -79,6 +84,39 @@ def tool_requests(count: int, tools: int, *, model: str = "wide") -> list[str]:
         listed = [{"type": "function", "function": {**each, "parameters": schema()}} for each in functions]
         requests.append(http_post(CHAT_PATH, {**chat_body(True, 1, model), "tools": listed}))
     return requests
+
+
+def image_requests(count: int, megapixels: float, *, model: str = "wide") -> list[str]:
+    """One-token chats, each with a JPEG that no other has."""
+    picture = photo(megapixels)
+    # What stands behind the end of the file no decoder looks at; in groups of three bytes base64 can be continued.
+    begun = base64.b64encode(picture + bytes(-len(picture) % 3)).decode()
+    requests = []
+    for number in range(count):
+        url = f"data:image/jpeg;base64,{begun}{base64.b64encode(number.to_bytes(9)).decode()}"
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+        body = chat_body(True, 1, model) | {"messages": [{"role": "user", "content": parts}]}
+        requests.append(http_post(CHAT_PATH, body))
+    return requests
+
+
+@cache
+def photo(megapixels: float) -> bytes:
+    """A JPEG with as much detail as photographs have."""
+    side = int((megapixels * 1e6) ** 0.5)
+    rows, columns = np.ogrid[:side, :side]
+    waves = np.stack([np.sin(rows / (7 + each)) * np.cos(columns / (11 + each)) for each in range(3)], axis=2)
+    noise = np.random.default_rng(1).normal(0, 6, (side, side, 1))
+    file = io.BytesIO()
+    Image.fromarray((waves * 100 + 128 + noise).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def vision_model(folder: Path) -> Path:
+    """The tests' model for images, with room for large ones."""
+    from tests.vision_model import make_vision_model  # not above: it loads tokenizers, which warns while the GIL is on
+
+    return make_vision_model(folder, max_pixels=1 << 24)
 
 
 def wide_model(folder: Path) -> Path:

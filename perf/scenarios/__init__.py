@@ -27,6 +27,5 @@ SCENARIOS: dict[str, Scenario] = {
         processes.SCENARIO,
         relief.SCENARIO,
         peers.SCENARIO,
-        # Requests with images (perf/pictures.py) have their place here; the processors alone are `perf images`.
     )
 }

@@ -35,7 +35,7 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
     with two_engines(context, parameters.stall_step_ms) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
             flows = [
-                steady(front, parameters.stall_streams, keeps_gaps=True),
+                steady(front, parameters.mixed_streams, keeps_gaps=True),
                 Flow("prompts", requests, marker=samples.WORD, rate=rate, begins=0.0),
             ]
             run = drive(context, front, engines, flows, parameters.warm_seconds, parameters.mixed_seconds)

@@ -1,4 +1,4 @@
-"""The stall: a steady set of streams, and then long prompts or huge tool schemas arrive beside them.
+"""The stall: a steady set of streams, and then long prompts, huge tool schemas or large images arrive beside them.
 
 Under a GIL a thread that parses, renders and tokenizes keeps the event loop's thread from running, so that every stream
 stands still. The inter-token latency is that of the steady streams at the client; the disturbances go to a simulator of
@@ -7,6 +7,7 @@ their own, so that only the gateway can hold the streams up.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.model import DEMO_FOLDER
@@ -20,14 +21,39 @@ from perf.processes import Process, folder, word_simulator
 from perf.results import Figure, Place, Sample
 from perf.scenarios.scenario import Chart, Scenario
 
-DISTURBANCES: dict[str, Callable[[int], list[str]]] = {
-    "40k-token prompts": lambda count: samples.long_requests(count, 40_000),
-    "100k-token prompts": lambda count: samples.long_requests(count, 100_000),
-    "64 tools": lambda count: samples.tool_requests(count, 64),
-}
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What `requests` makes so many of, and the model they go to. They come at `share` of the scenario's rate, so that
+    most are about as much work, or from so many `clients`, each with the next one when it has its answer."""
+
+    requests: Callable[[int], list[str]]
+    share: float = 0.0
+    clients: int = 0
+    model: Callable[[Path], Path] = samples.wide_model
+
+    def flow(self, rate: float, begins: float, ends: float) -> Flow:
+        count = int(rate * self.share * (ends - begins) * 2) + 4 if self.share else 5 * self.clients
+        return Flow(
+            "disturbance",
+            self.requests(count),
+            marker=samples.WORD,
+            connections=self.clients,
+            rate=rate * self.share,
+            begins=begins,
+            ends=ends,
+        )
+
+
 FIRST = "40k-token prompts"
-SHARE_OF_RATE = {FIRST: 1.0, "100k-token prompts": 0.4, "64 tools": 0.5}
-"""So that each is about as much work."""
+DISTURBANCES = {
+    FIRST: Disturbance(lambda count: samples.long_requests(count, 40_000), 1.0),
+    "100k-token prompts": Disturbance(lambda count: samples.long_requests(count, 100_000), 0.4),
+    "64 tools": Disturbance(lambda count: samples.tool_requests(count, 64), 0.5),
+    "4-megapixel images": Disturbance(
+        lambda count: samples.image_requests(count, 4.0), clients=8, model=samples.vision_model
+    ),
+}
 WINDOW_SECONDS = 0.25
 
 
@@ -46,10 +72,12 @@ def fits(arm: Arm, place: Place) -> bool:
 
 
 @contextmanager
-def two_engines(context: Context, step_ms: float) -> Iterator[tuple[list[Process], tuple[str, ...]]]:
+def two_engines(
+    context: Context, step_ms: float, model: Callable[[Path], Path] = samples.wide_model
+) -> Iterator[tuple[list[Process], tuple[str, ...]]]:
     """One for the steady streams, one for everything else, and the gateway's options that make them two models."""
     with folder() as place:
-        wide = samples.wide_model(Path(place, "wide"))
+        wide = model(Path(place, "wide"))
         quick = ("--speed", "0", "--model-path", str(wide), "--kv-tokens", "100000000", "--block-size", "8192")
         with (
             word_simulator("--decode-base-ms", str(step_ms), build=context.helper) as paced,
@@ -63,13 +91,12 @@ def two_engines(context: Context, step_ms: float) -> Iterator[tuple[list[Process
 def measure(context: Context, arm: Arm, place: Place) -> Sample:
     parameters = context.parameters
     calm, stormy = parameters.stall_calm, parameters.stall_seconds
-    rate = parameters.stall_rate * SHARE_OF_RATE[place["disturbance"]]
-    requests = DISTURBANCES[place["disturbance"]](int(rate * stormy * 2) + 4)
-    with two_engines(context, parameters.stall_step_ms) as (engines, options):
+    disturbance = DISTURBANCES[place["disturbance"]]
+    with two_engines(context, parameters.stall_step_ms, disturbance.model) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
             flows = [
                 steady(front, parameters.stall_streams, keeps_gaps=True),
-                Flow("disturbance", requests, marker=samples.WORD, rate=rate, begins=calm, ends=calm + stormy),
+                disturbance.flow(parameters.stall_rate, calm, calm + stormy),
             ]
             run = drive(context, front, engines, flows, parameters.warm_seconds, 2 * calm + stormy)
     gaps = run.flow("streams").gaps
@@ -119,7 +146,7 @@ STALL_FIGURES = {
 SCENARIO = Scenario(
     name="stall",
     title="The stall",
-    question="What happens to running streams while long prompts arrive?",
+    question="What happens to running streams while long prompts, huge tool schemas or large images arrive?",
     arms=arms,
     places=lambda parameters: [{"disturbance": name} for name in parameters.disturbances],
     fits=fits,
