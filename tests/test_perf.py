@@ -116,9 +116,9 @@ def test_compare_says_by_its_exit_code_whether_something_got_worse(
 def test_a_report_reads_the_figures_against_their_goals() -> None:
     found = outcome(1.0)
     for arm, value in (("3.13t", 20.0), ("3.13", 120.0)):
-        found.point("stall", arm, {"disturbance": "40k-token prompts"}).runs = [{"p99_ms": value}]
+        found.point("stall", arm, {"disturbance": "40k-token prompts"}).runs = [{"p99_ms": value, "p50_ms": 18.0}]
 
-    assert any("6.00" in line and "met" in line for line in reading.findings(found))
+    assert any("6.00" in line and "met" in line and "2.0 and 102.0 ms" in line for line in reading.findings(found))
     assert "| 64 streams: 3.13t " in page.markdown(page.document(found))
 
 
