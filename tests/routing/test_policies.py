@@ -92,7 +92,7 @@ def test_power_of_two_avoids_who_has_more_to_do() -> None:
     router.report(busy, Load(running=10_000))
 
     counts = who(router, 60)
-    assert set(counts) == {"b", "c"} and min(counts.values()) >= 20, "each imbalance is half as likely as the one before"
+    assert set(counts) == {"b", "c"} and min(counts.values()) >= 20, "each imbalance is half as likely as the last"
 
 
 def test_least_load_respects_weights_and_what_engines_report() -> None:
