@@ -1,7 +1,6 @@
 """What the load asks for and what the gateway answers, so that the bare app can answer the same."""
 
 import base64
-import io
 import json
 import pydoc_data.topics
 import random
@@ -11,9 +10,6 @@ from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from engine_adapters.simulator.outputs import TEXTS
 from gateway.model import DEMO_FOLDER
@@ -86,9 +82,11 @@ def tool_requests(count: int, tools: int, *, model: str = "wide") -> list[str]:
     return requests
 
 
-def image_requests(count: int, megapixels: float, *, model: str = "wide") -> list[str]:
+def image_requests(count: int, width: int, height: int, *, model: str = "wide") -> list[str]:
     """One-token chats, each with a JPEG that no other has."""
-    picture = photo(megapixels)
+    from perf.images_worker import photo  # not above: nothing else here needs numpy and Pillow
+
+    picture = photo(width, height)
     # What stands behind the end of the file no decoder looks at; in groups of three bytes base64 can be continued.
     begun = base64.b64encode(picture + bytes(-len(picture) % 3)).decode()
     requests = []
@@ -98,18 +96,6 @@ def image_requests(count: int, megapixels: float, *, model: str = "wide") -> lis
         body = chat_body(True, 1, model) | {"messages": [{"role": "user", "content": parts}]}
         requests.append(http_post(CHAT_PATH, body))
     return requests
-
-
-@cache
-def photo(megapixels: float) -> bytes:
-    """A JPEG with as much detail as photographs have."""
-    side = int((megapixels * 1e6) ** 0.5)
-    rows, columns = np.ogrid[:side, :side]
-    waves = np.stack([np.sin(rows / (7 + each)) * np.cos(columns / (11 + each)) for each in range(3)], axis=2)
-    noise = np.random.default_rng(1).normal(0, 6, (side, side, 1))
-    file = io.BytesIO()
-    Image.fromarray((waves * 100 + 128 + noise).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 def vision_model(folder: Path) -> Path:

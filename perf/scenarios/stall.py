@@ -51,7 +51,7 @@ DISTURBANCES = {
     "100k-token prompts": Disturbance(lambda count: samples.long_requests(count, 100_000), 0.4),
     "64 tools": Disturbance(lambda count: samples.tool_requests(count, 64), 0.5),
     "4-megapixel images": Disturbance(
-        lambda count: samples.image_requests(count, 4.0), clients=8, model=samples.vision_model
+        lambda count: samples.image_requests(count, 2000, 2000), clients=8, model=samples.vision_model
     ),
 }
 WINDOW_SECONDS = 0.25
