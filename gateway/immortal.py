@@ -68,13 +68,16 @@ def make_immortal() -> int:
 
 
 def _referents(objects: Iterable[object]) -> Iterator[object]:
-    """Also what the collector does not list: strings, numbers, most tuples."""
+    """Also what the collector does not list: strings, numbers, most tuples; and what it does not follow: keys that are
+    strings, and types written in C."""
     yield from gc.get_referents(*(each for each in objects if type(each) not in WITHOUT_MORE))
     for each in objects:
         if type(each) is FunctionType:
             yield from (each.__code__, each.__defaults__, each.__kwdefaults__, each.__closure__)
+        elif type(each) is dict:
+            yield from [*each]
         elif isinstance(each, type):
-            yield from vars(each).values()  # of types written in C the collector tells nothing
+            yield from vars(each).values()
 
 
 def _counts_lie_there(owners: Owners, words: Words) -> bool:

@@ -76,8 +76,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-DICT_ATTRIBUTES = frozenset(dir(dict))
-LOOP_ATTRIBUTES = frozenset(name for name in dir(LoopContext) if not name.startswith("_"))
+# Dicts, since to look into a set locks it on 3.13t, even a frozen one.
+DICT_ATTRIBUTES = dict.fromkeys(dir(dict))
+LOOP_ATTRIBUTES = dict.fromkeys(name for name in dir(LoopContext) if not name.startswith("_"))
 
 
 class GenerationBlocks(Extension):
