@@ -212,8 +212,12 @@ class Connection(asyncio.Protocol):
         self._blocked.pop(stream, None)
 
     def _send_on(self) -> None:
+        """What has waited longest goes first, until the connection's window is closed again."""
         for stream in [*self._blocked]:
-            self._transport.write(b"".join(self._sendable(stream)))
+            if self._send_window <= 0:
+                return
+            if stream.send_window > 0:
+                self._transport.write(b"".join(self._sendable(stream)))
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.number], self._calls[stream.receiver]
@@ -311,7 +315,8 @@ class Connection(asyncio.Protocol):
             self._send_window += size
         elif number in self._streams:
             self._streams[number].send_window += size
-        self._send_on()
+        if self._blocked:
+            self._send_on()
 
     def _take_settings(self, payload: bytes) -> None:
         for setting, value in SETTING.iter_unpack(payload):

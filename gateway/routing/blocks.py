@@ -14,9 +14,7 @@ from itertools import accumulate, islice
 from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
 
 KEY_MASK = (1 << 60) - 1
-PREDICTED_BLOCKS = 8192
-"""How much a rank is believed to keep while it has not told its size, and how much newer than its events we expect."""
-LEAST_PREDICTED = 64
+LEAST_PREDICTED = 16
 EVICTED_AT_ONCE = 16
 """A full prediction forgets one part in this many, so that looking for the oldest is paid once for many."""
 SETTLED_SECONDS = 5.0
@@ -82,7 +80,7 @@ class CachedBlocks:
 
     __slots__ = ("bit", "capacity", "limit", "predicted", "stored")
 
-    def __init__(self, bit: int, capacity: int = PREDICTED_BLOCKS) -> None:
+    def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.limit = capacity
         self.capacity = capacity
