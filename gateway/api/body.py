@@ -92,7 +92,7 @@ def parse(body: bytes) -> "Fields":
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
     # Only escapes can spell a lone surrogate, only many brackets can nest deeply: most bodies need no search.
-    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_NESTING:
+    if ("\\u" in text and ("\\ud" in text or "\\uD" in text)) or _has_many(text, "[") or _has_many(text, "{"):
         _examine(value, None, 1)
     return Fields(value, "")
 
@@ -211,6 +211,16 @@ def _refuse_constant(name: str) -> NoReturn:
 
 type Place = tuple["Place | None", str]
 """Where a value is: (where its container is, its own part of the path)."""
+
+
+def _has_many(text: str, bracket: str) -> bool:
+    """Whether there may be enough of them to nest too deeply. Where few are, `find` is ten times as fast as `count`."""
+    place = -1
+    for _ in range(MAX_NESTING // 2):
+        place = text.find(bracket, place + 1)
+        if place < 0:
+            return False
+    return True
 
 
 def _examine(value: Any, place: Place | None, depth: int) -> None:

@@ -160,16 +160,19 @@ class BlockIndex:
 
     def predict(self, blocks: CachedBlocks, keys: Sequence[int], now: float) -> list[int]:
         """A prompt was sent there, so its blocks will be cached, the first for longest; returns what is new of them."""
-        predicted, stored, bit = blocks.predicted, self._stored.of, blocks.bit
+        predicted, stored, believed, bit = blocks.predicted, self._stored.of, self._predicted.of, blocks.bit
         new = []
         for key in reversed(keys):
-            if stored[key & LOW][key] & bit:
+            low = key & LOW
+            # `in` first: a key that is not there would cost a call of `__missing__`.
+            if key in stored[low] and stored[low][key] & bit:
                 continue
-            sent_at = predicted.pop(key, None)
-            if sent_at is None:
-                self._add(self._predicted, key, bit)
-                new.append(key)
-            predicted[key] = now if sent_at is None else sent_at
+            if key in predicted:
+                predicted[key] = predicted.pop(key)
+                continue
+            predicted[key] = now
+            believed[low][key] = believed[low][key] | bit if key in believed[low] else bit
+            new.append(key)
         self._evict(blocks)
         return new
 
