@@ -17,14 +17,20 @@ LARGEST_FRAME = 1 << 20
 FRAME = struct.Struct(">BHBBI")
 SETTING = struct.Struct(">HI")
 U32 = struct.Struct(">I")
+REFERENCES = bytes(range(0x81, 0xFF))
+"""Of a block of headers: the bytes that are one header each, one of HPACK's tables, and leave those as they are."""
 
 
 class ProtocolViolation(Exception):
     """The server does not speak HTTP/2 as it must; the connection is of no more use."""
 
 
+def frame_head(size: int, kind: int, flags: int, number: int) -> bytes:
+    return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, number)
+
+
 def frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
-    return FRAME.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, number) + payload
+    return frame_head(len(payload), kind, flags, number) + payload
 
 
 def window_update(number: int, size: int) -> bytes:

@@ -38,14 +38,8 @@ def seed_for(lora_id: int = 0, cache_salt: str = "") -> int:
 def block_keys(token_ids: bytes, block_size: int, parent: int) -> list[int]:
     """The keys of the whole blocks in `token_ids` (little-endian u32), behind the block or seed `parent`."""
     width = 4 * block_size
-    view = memoryview(token_ids)
-    blocks = [view[start : start + width] for start in range(0, len(view) - width + 1, width)]
-    keys = accumulate(map(hash, blocks), _chained, initial=parent)
-    return [*islice(keys, 1, None)]
-
-
-def _chained(parent: int, block: int) -> int:
-    return hash((parent, block)) & KEY_MASK
+    ends = range(width, len(token_ids) + 1, width)
+    return [parent := hash((parent, token_ids[end - width : end])) & KEY_MASK for end in ends]
 
 
 def _part_of_each() -> tuple[int, ...]:
