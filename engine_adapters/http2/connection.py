@@ -34,7 +34,6 @@ from engine_adapters.http2.frames import (
     PREFACE,
     PRIORITY,
     PUSH_PROMISE,
-    REFERENCES,
     REFUSED_STREAM,
     RST_STREAM,
     SETTING,
@@ -58,7 +57,8 @@ PREFIX = struct.Struct(">BI")
 Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
 """Headers of a call's own: ASCII, the names in lower case."""
 Headers: TypeAlias = "list[tuple[str, str]]"
-MOST_KNOWN_BLOCKS = 64
+MOST_KNOWN_BLOCKS, KNOWN_BLOCK_BYTES = 64, 256
+"""How many blocks of headers are remembered with what they say, and how large they may be."""
 RESETS = {REFUSED_STREAM: "UNAVAILABLE", CANCEL: "CANCELLED", ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED"}
 
 
@@ -307,17 +307,24 @@ class Connection(asyncio.Protocol):
                 self._end(stream, failure_of(stream.headers))
 
     def _headers_in(self, block: bytes) -> Headers:
-        """What a block says. Most answers' blocks are the same few references to what came before: these change
-        nothing, and mean the same until some other block does."""
+        """What a block says. Most answers have the same blocks, which refer to a table of earlier headers: as long as
+        no block changes that, each means the same again."""
         if block in self._known_blocks:
             return self._known_blocks[block]
+        before = self._table
         headers = cast("Headers", self._decoder.decode(block))
-        is_full = len(self._known_blocks) >= MOST_KNOWN_BLOCKS
-        if is_full or block.translate(None, REFERENCES):
+        if self._table != before or len(self._known_blocks) >= MOST_KNOWN_BLOCKS:
             self._known_blocks.clear()
-        else:
+        elif len(block) <= KNOWN_BLOCK_BYTES:
             self._known_blocks[block] = headers
         return headers
+
+    @property
+    def _table(self) -> tuple[int, int, object]:
+        """What differs when a block has changed the decoder's table."""
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        return table.maxsize, len(entries), id(entries[0]) if entries else None
 
     def _end(self, stream: Stream, failure: "CallFailed | None") -> None:
         if stream.unsent:  # nobody wants the rest of the request

@@ -17,8 +17,6 @@ LARGEST_FRAME = 1 << 20
 FRAME = struct.Struct(">BHBBI")
 SETTING = struct.Struct(">HI")
 U32 = struct.Struct(">I")
-REFERENCES = bytes(range(0x81, 0xFF))
-"""Of a block of headers: the bytes that are one header each, one of HPACK's tables, and leave those as they are."""
 
 
 class ProtocolViolation(Exception):
