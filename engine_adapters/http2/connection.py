@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
         head += b"".join(itertools.starmap(header, metadata))
         stream = Stream(number, receiver, self._first_window, PREFIX.pack(0, len(message)) + message)
         self._streams[stream.number] = self._calls[receiver] = stream
-        self._transport.writelines((frame(HEADERS, END_HEADERS, stream.number, head), *self._sendable(stream)))
+        self._transport.write(b"".join((frame(HEADERS, END_HEADERS, stream.number, head), *self._sendable(stream))))
 
     def _sendable(self, stream: Stream) -> "Iterator[bytes | memoryview]":
         """Frames of the request, as far as the windows are open; the last one ends it."""
@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
             if self._send_window <= 0:
                 return
             if stream.send_window > 0:
-                self._transport.writelines([*self._sendable(stream)])
+                self._transport.write(b"".join(self._sendable(stream)))
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.number], self._calls[stream.receiver]
@@ -311,20 +311,16 @@ class Connection(asyncio.Protocol):
         no block changes that, each means the same again."""
         if block in self._known_blocks:
             return self._known_blocks[block]
-        before = self._table
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        size, count, newest = table.maxsize, len(entries), entries[0] if entries else None
         headers = cast("Headers", self._decoder.decode(block))
-        if self._table != before or len(self._known_blocks) >= MOST_KNOWN_BLOCKS:
+        is_as_before = (table.maxsize, len(entries)) == (size, count) and (not entries or entries[0] is newest)
+        if not is_as_before or len(self._known_blocks) >= MOST_KNOWN_BLOCKS:
             self._known_blocks.clear()
         elif len(block) <= KNOWN_BLOCK_BYTES:
             self._known_blocks[block] = headers
         return headers
-
-    @property
-    def _table(self) -> tuple[int, int, object]:
-        """What differs when a block has changed the decoder's table."""
-        table = self._decoder.header_table
-        entries = table.dynamic_entries
-        return table.maxsize, len(entries), id(entries[0]) if entries else None
 
     def _end(self, stream: Stream, failure: "CallFailed | None") -> None:
         if stream.unsent:  # nobody wants the rest of the request

@@ -32,6 +32,7 @@ def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
     found = [
         Arm("SMG, native wire", first, kind="smg", wire="trtllm"),
         Arm("ours, native wire", first, one, wire="trtllm"),
+        Arm("ours, native wire, granian", first, granian, wire="trtllm"),
         Arm("ours, step stream", first, one),
         Arm("ours, step stream, granian", first, granian),
     ]
