@@ -1,19 +1,15 @@
 """Many numbers in one packed field, without Python touching each: prompts of 100,000 ids are written this way.
 
-Threads: tables are made at import and never change; what is kept of prompts guards itself.
+Threads: tables are made at import and never change.
 """
 
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
 
 from engine_adapters.scalars import VARINT, Data, DecodeError, Read, Scalar, Write, read_varint, write_bytes
 
 MANY = 32
 """From so many numbers on, all at once is faster than one by one."""
-KEPT_COLUMNS, KEPT_BYTES = 32, 1 << 18
-"""How many columns are kept as varints, and how large they may be: 20 MB at most. A prompt that comes again, and the
-same few stop ids with each request, are looked up in a tenth of the time that they take to be written."""
 
 Planes = list[bytes]
 """Of a column of u32: the lowest bytes of all, the second bytes of all, and so on."""
@@ -95,10 +91,6 @@ _HIGH = [bytes((byte << (8 - shift)) & 0x7F for byte in range(256)) for shift in
 
 def varints(column: bytes) -> bytes:
     """The numbers of a column of little-endian u32 as varints, all of the same width."""
-    return _kept_varints(column) if len(column) <= KEPT_BYTES else _varints(column)
-
-
-def _varints(column: bytes) -> bytes:
     count = len(column) // 4
     planes = [column[place::4] for place in range(4)]
     width = _width(planes)
@@ -106,9 +98,6 @@ def _varints(column: bytes) -> bytes:
     for place in range(width):
         result[place::width] = _varint_bytes(planes, place, is_last=place == width - 1)
     return bytes(result)
-
-
-_kept_varints = lru_cache(KEPT_COLUMNS)(_varints)
 
 
 def _width(planes: Planes) -> int:
