@@ -102,11 +102,13 @@ def varints(column: bytes) -> bytes:
 
 def _width(planes: Planes) -> int:
     """How many bytes the largest number's varint takes."""
+    zeros = bytes(len(planes[0]))
     for width in (5, 4, 3, 2):
         plane, shift = divmod(7 * (width - 1), 8)
+        if any(each != zeros for each in planes[plane + 1 :]):
+            return width
         # Deleting the bytes that are too small is many times as fast as looking for the largest.
-        above = planes[plane + 1 :]
-        if planes[plane].translate(None, _BELOW[shift]) or any(each.translate(None, b"\0") for each in above):
+        if planes[plane] != zeros and planes[plane].translate(None, _BELOW[shift]):
             return width
     return 1
 

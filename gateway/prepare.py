@@ -1,7 +1,7 @@
 """A request's input to its prompt: rendered, then tokenized, where that costs the least."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gateway.errors import BadRequest
 from gateway.gateway import Gateway
@@ -15,7 +15,6 @@ from gateway.types import (
     ChatInput,
     Encoded,
     GenerateRequest,
-    Input,
     Prompt,
     RequestRecord,
     TextInput,
@@ -26,18 +25,26 @@ from gateway.types import (
 async def prepare(
     gateway: Gateway, loop: HttpLoop, model: Model, request: GenerateRequest, record: RequestRecord
 ) -> Prompt:
-    """Render and tokenize, on this loop if that is cheaper than the hop to the pool."""
+    """Render and tokenize, on this loop if that is cheaper than the hop to the pool: so is a long prompt whose ids are
+    known, which a text tells, not a conversation."""
     started = time.monotonic()
     sources = request.input.images if isinstance(request.input, ChatInput) else ()
     form = check_images(gateway, model, sources) if sources else None
     if form is not None and request.truncate_prompt_tokens is not None:
         raise BadRequest("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
-    encoder, source = gateway.encoders[model.served_by], request.input
-    is_known = isinstance(source, TextInput) and encoder.knows(source.text)
-    if is_known or source.characters < INLINE_CHARACTERS:
-        prompt = render_and_encode(model, encoder, source, False)
+    encoder, source, pool = gateway.encoders[model.served_by], request.input, gateway.tokenize
+    if isinstance(source, TokensInput):
+        prompt = Prompt(source.token_ids)
+    elif source.characters < INLINE_CHARACTERS:
+        prompt = encode(model, encoder, source, render(model, source), False)
+    elif source.renders_fast:
+        rendered = render(model, source)
+        if encoder.knows(rendered.text):
+            prompt = encode(model, encoder, source, rendered, False)
+        else:
+            prompt = await pool.run(encode, model, encoder, source, rendered, True)
     else:
-        prompt = await gateway.tokenize.run(render_and_encode, model, encoder, source, True)
+        prompt = await pool.run(render_and_encode, model, encoder, source)
     if prompt.encoded is not None:
         record.token_cache = prompt.encoded.outcome
         count_lookup(loop.cells, model.name, prompt.encoded)
@@ -71,18 +78,33 @@ def count_lookup(cells: Cells, model: str, encoded: Encoded) -> None:
     cells.observe(STAGE, (model, "lookup"), encoded.lookup_seconds)
 
 
-def render_and_encode(model: Model, encoder: Encoder, source: Input, may_wait: bool) -> Prompt:
-    if isinstance(source, TokensInput):
-        return Prompt(source.token_ids)
-    started = time.monotonic()
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The text of a prompt, and the marker of a reasoning block that it opens."""
+
+    text: str
+    opens_reasoning: str | None
+    seconds: float
+
+
+def render(model: Model, source: ChatInput | TextInput) -> Rendered:
     if isinstance(source, TextInput):
-        text, opens_reasoning = source.text, None
-    else:
-        placeholder = model.processor.placeholder if source.images and model.processor else ""
-        text, opens_reasoning = model.templates.render(source, placeholder)
-    rendered = time.monotonic()
-    encoded = encoder.encode(text, may_wait)
+        return Rendered(source.text, None, 0.0)
+    started = time.monotonic()
+    placeholder = model.processor.placeholder if source.images and model.processor else ""
+    text, opens_reasoning = model.templates.render(source, placeholder)
+    return Rendered(text, opens_reasoning, time.monotonic() - started)
+
+
+def encode(model: Model, encoder: Encoder, source: ChatInput | TextInput, rendered: Rendered, may_wait: bool) -> Prompt:
+    started = time.monotonic()
+    encoded = encoder.encode(rendered.text, may_wait)
     token_ids = encoded.token_ids
     if source.add_special_tokens:
         token_ids = model.tokenizer.specials.around(token_ids)
-    return Prompt(token_ids, rendered - started, time.monotonic() - rendered, opens_reasoning, encoded)
+    return Prompt(token_ids, rendered.seconds, time.monotonic() - started, rendered.opens_reasoning, encoded)
+
+
+def render_and_encode(model: Model, encoder: Encoder, source: ChatInput | TextInput) -> Prompt:
+    """A job for the pool."""
+    return encode(model, encoder, source, render(model, source), True)

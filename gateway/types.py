@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from engine_adapters.base import Constraint, KvRetention, Logprobs, Sampling
 from engine_adapters.image import Image
@@ -64,7 +64,14 @@ class ChatInput:
                 size += json_characters(message["tool_calls"])
         return size + json_characters(self.tools) + json_characters(self.documents)
 
+    @property
+    def renders_fast(self) -> bool:
+        """Whether the model's own template has little more to do than to copy, however long the messages are."""
+        is_plain = self.tools is None and self.documents is None and self.template is None
+        return is_plain and len(self.messages) <= FEW_MESSAGES
 
+
+FEW_MESSAGES = 16
 ENOUGH_CHARACTERS = 2500
 """More than what is prepared on an event loop (pools.INLINE_CHARACTERS); counting on would cost time there."""
 
@@ -91,6 +98,8 @@ class TextInput:
     text: str
     add_special_tokens: bool = True
     """Those that the tokenizer puts around any text, such as a BOS."""
+
+    renders_fast: ClassVar[bool] = True
 
     @property
     def characters(self) -> int:

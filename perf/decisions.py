@@ -140,7 +140,7 @@ def filled(blocks: int, tokens: int) -> tuple[BlockIndex, CachedBlocks, float, l
         hashes = tuple(dice.getrandbits(64) for _ in range(each))
         events.append(hashes)
     pool = random_tokens(dice, tokens + len(events))
-    index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1)
+    index, cache = BlockIndex(BLOCK_SIZE), CachedBlocks(1, blocks)
     gc.collect()
     before = resident_mb(os.getpid())
     spent, bytes_each = 0.0, []

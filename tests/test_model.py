@@ -15,9 +15,9 @@ from engine_adapters.base import Sampling
 from engine_adapters.tokenizer_file import TokenizerFileError
 from gateway.errors import BadRequest
 from gateway.model import DEMO_NAME, Model, load_models
-from gateway.prepare import render_and_encode
+from gateway.prepare import encode, render
 from gateway.tokenizer import Encoder, Structure
-from gateway.types import ChatInput, Input, Prompt, TextInput
+from gateway.types import ChatInput, Prompt, TextInput
 from tests.demo_model import CONTEXT_LENGTH, END_OF_TEXT, END_OF_TURN, FOLDER, VOCAB_SIZE, ids_of
 
 
@@ -157,9 +157,9 @@ def with_bos(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def prompt_of(model: Model, source: Input) -> Prompt:
+def prompt_of(model: Model, source: ChatInput | TextInput) -> Prompt:
     library = model.tokenizer.library
-    return render_and_encode(model, Encoder(library, Structure(library)), source, may_wait=False)
+    return encode(model, Encoder(library, Structure(library)), source, render(model, source), may_wait=False)
 
 
 @pytest.mark.parametrize(

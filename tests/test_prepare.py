@@ -26,6 +26,22 @@ def test_whatever_makes_a_prompt_long_takes_it_off_the_event_loop(source: ChatIn
     assert source.characters >= INLINE_CHARACTERS
 
 
+@pytest.mark.parametrize(
+    ("source", "renders_fast"),
+    [
+        (ChatInput([{"role": "user", "content": "x" * 100_000}]), True),
+        (ChatInput([HI] * 100), False),
+        (ChatInput([HI], tools=[{"type": "function"}]), False),
+        (ChatInput([HI], documents=[{}]), False),
+        (ChatInput([HI], template="{{ messages }}"), False),
+    ],
+)
+def test_only_what_is_little_more_than_copied_is_rendered_on_the_event_loop(
+    source: ChatInput, renders_fast: bool
+) -> None:
+    assert source.renders_fast == renders_fast
+
+
 def test_a_short_chat_with_a_small_tool_stays_there() -> None:
     tool: dict[str, Any] = {"type": "function", "function": {"name": "f", "description": "Does it."}}
 

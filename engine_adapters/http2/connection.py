@@ -42,6 +42,7 @@ from engine_adapters.http2.frames import (
     WINDOW_UPDATE,
     ProtocolViolation,
     frame,
+    frame_head,
     header,
     request_head,
     window_update,
@@ -55,6 +56,9 @@ PREFIX = struct.Struct(">BI")
 """Of a gRPC message: whether it is compressed, and its length."""
 Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
 """Headers of a call's own: ASCII, the names in lower case."""
+Headers: TypeAlias = "list[tuple[str, str]]"
+MOST_KNOWN_BLOCKS, KNOWN_BLOCK_BYTES = 64, 256
+"""How many blocks of headers are remembered with what they say, and how large they may be."""
 RESETS = {REFUSED_STREAM: "UNAVAILABLE", CANCEL: "CANCELLED", ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED"}
 
 
@@ -97,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._waiting: dict[Receiver, tuple[str, bytes, Metadata]] = {}
         self._numbers = itertools.count(1, 2)
         self._decoder = hpack.Decoder()
+        self._known_blocks: dict[bytes, Headers] = {}
         self._block: tuple[int, int, bytes] | None = None
         self._blocked: dict[Stream, None] = {}
         self._received = 0
@@ -196,9 +201,9 @@ class Connection(asyncio.Protocol):
         head += b"".join(itertools.starmap(header, metadata))
         stream = Stream(number, receiver, self._first_window, PREFIX.pack(0, len(message)) + message)
         self._streams[stream.number] = self._calls[receiver] = stream
-        self._transport.write(frame(HEADERS, END_HEADERS, stream.number, head) + b"".join(self._sendable(stream)))
+        self._transport.write(b"".join((frame(HEADERS, END_HEADERS, stream.number, head), *self._sendable(stream))))
 
-    def _sendable(self, stream: Stream) -> Iterator[bytes]:
+    def _sendable(self, stream: Stream) -> "Iterator[bytes | memoryview]":
         """Frames of the request, as far as the windows are open; the last one ends it."""
         while stream.unsent:
             size = min(len(stream.unsent), stream.send_window, self._send_window, self._frame_size)
@@ -208,12 +213,17 @@ class Connection(asyncio.Protocol):
             payload, stream.unsent = stream.unsent[:size], stream.unsent[size:]
             stream.send_window -= size
             self._send_window -= size
-            yield frame(DATA, 0 if stream.unsent else END_STREAM, stream.number, payload.tobytes())
+            yield frame_head(size, DATA, 0 if stream.unsent else END_STREAM, stream.number)
+            yield payload
         self._blocked.pop(stream, None)
 
     def _send_on(self) -> None:
+        """What has waited longest goes first, until the connection's window is closed again."""
         for stream in [*self._blocked]:
-            self._transport.write(b"".join(self._sendable(stream)))
+            if self._send_window <= 0:
+                return
+            if stream.send_window > 0:
+                self._transport.write(b"".join(self._sendable(stream)))
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.number], self._calls[stream.receiver]
@@ -289,13 +299,28 @@ class Connection(asyncio.Protocol):
             self._block = number, flags, block
             return
         self._block = None
-        # Also of an unknown stream: it changes what the next ones mean.
-        headers = cast("list[tuple[str, str]]", self._decoder.decode(block))
+        headers = self._headers_in(block)  # also of an unknown stream: it changes what the next ones mean
         stream = self._streams.get(number)
         if stream is not None:
             stream.headers.update(headers)
             if flags & END_STREAM:
                 self._end(stream, failure_of(stream.headers))
+
+    def _headers_in(self, block: bytes) -> Headers:
+        """What a block says. Most answers have the same blocks, which refer to a table of earlier headers: as long as
+        no block changes that, each means the same again."""
+        if block in self._known_blocks:
+            return self._known_blocks[block]
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        size, count, newest = table.maxsize, len(entries), entries[0] if entries else None
+        headers = cast("Headers", self._decoder.decode(block))
+        is_as_before = (table.maxsize, len(entries)) == (size, count) and (not entries or entries[0] is newest)
+        if not is_as_before or len(self._known_blocks) >= MOST_KNOWN_BLOCKS:
+            self._known_blocks.clear()
+        elif len(block) <= KNOWN_BLOCK_BYTES:
+            self._known_blocks[block] = headers
+        return headers
 
     def _end(self, stream: Stream, failure: "CallFailed | None") -> None:
         if stream.unsent:  # nobody wants the rest of the request
@@ -311,7 +336,8 @@ class Connection(asyncio.Protocol):
             self._send_window += size
         elif number in self._streams:
             self._streams[number].send_window += size
-        self._send_on()
+        if self._blocked:
+            self._send_on()
 
     def _take_settings(self, payload: bytes) -> None:
         for setting, value in SETTING.iter_unpack(payload):

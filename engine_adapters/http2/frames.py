@@ -23,8 +23,12 @@ class ProtocolViolation(Exception):
     """The server does not speak HTTP/2 as it must; the connection is of no more use."""
 
 
+def frame_head(size: int, kind: int, flags: int, number: int) -> bytes:
+    return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, number)
+
+
 def frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
-    return FRAME.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, number) + payload
+    return frame_head(len(payload), kind, flags, number) + payload
 
 
 def window_update(number: int, size: int) -> bytes:

@@ -92,7 +92,7 @@ def parse(body: bytes) -> "Fields":
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
     # Only escapes can spell a lone surrogate, only many brackets can nest deeply: most bodies need no search.
-    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_NESTING:
+    if ("\\u" in text and ("\\ud" in text or "\\uD" in text)) or _has_many_brackets(text):
         _examine(value, None, 1)
     return Fields(value, "")
 
@@ -211,6 +211,19 @@ def _refuse_constant(name: str) -> NoReturn:
 
 type Place = tuple["Place | None", str]
 """Where a value is: (where its container is, its own part of the path)."""
+
+
+def _has_many_brackets(text: str) -> bool:
+    """Whether there are enough of them to nest too deeply. Where few are, `find` is ten times as fast as `count`."""
+    found = 0
+    for bracket in "[{":
+        place = text.find(bracket)
+        while place >= 0:
+            found += 1
+            if found > MAX_NESTING:
+                return True
+            place = text.find(bracket, place + 1)
+    return False
 
 
 def _examine(value: Any, place: Place | None, depth: int) -> None:

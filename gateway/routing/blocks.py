@@ -14,9 +14,7 @@ from itertools import accumulate, islice
 from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
 
 KEY_MASK = (1 << 60) - 1
-PREDICTED_BLOCKS = 8192
-"""How much a rank is believed to keep while it has not told its size, and how much newer than its events we expect."""
-LEAST_PREDICTED = 64
+LEAST_PREDICTED = 16
 EVICTED_AT_ONCE = 16
 """A full prediction forgets one part in this many, so that looking for the oldest is paid once for many."""
 SETTLED_SECONDS = 5.0
@@ -40,14 +38,8 @@ def seed_for(lora_id: int = 0, cache_salt: str = "") -> int:
 def block_keys(token_ids: bytes, block_size: int, parent: int) -> list[int]:
     """The keys of the whole blocks in `token_ids` (little-endian u32), behind the block or seed `parent`."""
     width = 4 * block_size
-    view = memoryview(token_ids)
-    blocks = [view[start : start + width] for start in range(0, len(view) - width + 1, width)]
-    keys = accumulate(map(hash, blocks), _chained, initial=parent)
-    return [*islice(keys, 1, None)]
-
-
-def _chained(parent: int, block: int) -> int:
-    return hash((parent, block)) & KEY_MASK
+    ends = range(width, len(token_ids) + 1, width)
+    return [parent := hash((parent, token_ids[end - width : end])) & KEY_MASK for end in ends]
 
 
 def _part_of_each() -> tuple[int, ...]:
@@ -82,7 +74,7 @@ class CachedBlocks:
 
     __slots__ = ("bit", "capacity", "limit", "predicted", "stored")
 
-    def __init__(self, bit: int, capacity: int = PREDICTED_BLOCKS) -> None:
+    def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.limit = capacity
         self.capacity = capacity
@@ -162,16 +154,19 @@ class BlockIndex:
 
     def predict(self, blocks: CachedBlocks, keys: Sequence[int], now: float) -> list[int]:
         """A prompt was sent there, so its blocks will be cached, the first for longest; returns what is new of them."""
-        predicted, stored, bit = blocks.predicted, self._stored.of, blocks.bit
+        predicted, stored, believed, bit = blocks.predicted, self._stored.of, self._predicted.of, blocks.bit
         new = []
         for key in reversed(keys):
-            if stored[key & LOW][key] & bit:
+            low = key & LOW
+            # `in` first: a key that is not there would cost a call of `__missing__`.
+            if key in stored[low] and stored[low][key] & bit:
                 continue
-            sent_at = predicted.pop(key, None)
-            if sent_at is None:
-                self._add(self._predicted, key, bit)
-                new.append(key)
-            predicted[key] = now if sent_at is None else sent_at
+            if key in predicted:
+                predicted[key] = predicted.pop(key)
+                continue
+            predicted[key] = now
+            believed[low][key] = believed[low][key] | bit if key in believed[low] else bit
+            new.append(key)
         self._evict(blocks)
         return new
 

@@ -29,7 +29,7 @@ class Query:
     """What of a request says where it should go. `apart` is what keeps equal prompts from sharing cached blocks, as
     `seed_for` takes it: the LoRA's id, the cache salt, and the hashes of images, if there are any."""
 
-    __slots__ = ("_block_size", "_keys", "answers", "cached_tokens", "routing_key", "seed", "token_ids")
+    __slots__ = ("_keys", "answers", "cached_tokens", "routing_key", "seed", "token_ids")
 
     def __init__(
         self,
@@ -44,8 +44,7 @@ class Query:
         self.answers = answers
         self.cached_tokens = 0
         """What a policy believes the candidate it chose has of the prompt; it sets this."""
-        self._keys: list[int] = []
-        self._block_size = 0
+        self._keys: dict[int, list[int]] = {}
 
     @property
     def tokens(self) -> int:
@@ -53,9 +52,9 @@ class Query:
 
     def keys(self, block_size: int) -> list[int]:
         """The keys of the prompt's whole blocks; worked out once, also for another attempt."""
-        if block_size != self._block_size:
-            self._keys, self._block_size = block_keys(self.token_ids, block_size, self.seed), block_size
-        return self._keys
+        if block_size not in self._keys:
+            self._keys[block_size] = block_keys(self.token_ids, block_size, self.seed)
+        return self._keys[block_size]
 
     def reusable_keys(self, block_size: int) -> list[int]:
         """Those of the blocks that can come from a cache: the last token must be read, the first answer follows it."""

@@ -6,12 +6,14 @@ Threads: HTTP loops make, begin and release leases; the rest is the engine threa
 from collections.abc import Callable
 from typing import Protocol
 
-from gateway.routing.blocks import PREDICTED_BLOCKS, BlockIndex, CachedBlocks
+from gateway.routing.blocks import BlockIndex, CachedBlocks
 from gateway.routing.breaker import Trial
 from gateway.routing.candidate import Candidate
 from gateway.routing.fleet import Query
 from gateway.routing.worker import Worker
 
+PREDICTED_TOKENS = 1 << 18
+"""How much a rank is believed to keep while it has not told its size."""
 RECENT_BLOCKS = 1024
 """Of an engine that tells what it caches, so many blocks are believed in before it says so."""
 
@@ -24,7 +26,7 @@ class Cache:
     def __init__(self, index: BlockIndex, candidate: Candidate, is_told: bool) -> None:
         self.index = index
         self.is_told = is_told
-        self.blocks = CachedBlocks(candidate.bit, RECENT_BLOCKS if is_told else PREDICTED_BLOCKS)
+        self.blocks = CachedBlocks(candidate.bit, RECENT_BLOCKS if is_told else PREDICTED_TOKENS // index.block_size)
 
 
 class Owner(Protocol):

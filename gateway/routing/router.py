@@ -25,6 +25,9 @@ from gateway.routing.worker import Worker, WorkerState
 
 DEFAULT_BLOCK_SIZE = 32
 """TensorRT-LLM's, for engines that do not say."""
+PREDICTED_BLOCK_SIZE = 128
+"""The least, in tokens, where what is cached is only believed: that need not be exact, and every block costs a request
+some 3 µs to be hashed, noted and forgotten."""
 
 type Pool = tuple[str, str]
 """(model, role)"""
@@ -294,6 +297,8 @@ class Router:
         ranks = state.info.dp_size if state.info else 1
         block_size = (state.info.kv_block_size if state.info else 0) or DEFAULT_BLOCK_SIZE
         is_told = state.info is not None and "kv_events" in state.info.features
+        if not is_told:
+            block_size = max(block_size, PREDICTED_BLOCK_SIZE)
         pool = (state.model, state.role)
         before, kept = self._pools.get(worker, pool), self._candidates[worker][:ranks]
         if before[0] != pool[0]:

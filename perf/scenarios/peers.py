@@ -22,6 +22,8 @@ SHORT = "one-token requests"
 SAME, OWN = "8k words the same", "8k words each its own"
 """One-token requests too."""
 LONG_TOKENS = 10_000
+MOST_A_SECOND = 500
+"""No front answers more requests of their own, so that of as many for each second none is sent twice."""
 
 
 def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
@@ -30,6 +32,7 @@ def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
     found = [
         Arm("SMG, native wire", first, kind="smg", wire="trtllm"),
         Arm("ours, native wire", first, one, wire="trtllm"),
+        Arm("ours, native wire, granian", first, granian, wire="trtllm"),
         Arm("ours, step stream", first, one),
         Arm("ours, step stream, granian", first, granian),
     ]
@@ -57,7 +60,7 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
         if paced:
             flow = steady(front, place["streams"])
         else:
-            flow = Flow("requests", bodies(place["load"], front.model), marker=samples.WORD, connections=16)
+            flow = Flow("requests", bodies(place["load"], front.model, parameters), marker=samples.WORD, connections=16)
         engines = [] if arm.kind == "monolith" else [engine]
         run = drive(context, front, engines, [flow], parameters.warm_seconds, parameters.peer_seconds)
         own = token_figures(run, front.source, place["streams"]) if paced else request_figures(run, "requests")
@@ -65,10 +68,11 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
     return run.sample
 
 
-def bodies(load: str, model: str) -> list[str]:
+def bodies(load: str, model: str, parameters: Parameters) -> list[str]:
     if load == SHORT:
         return [samples.http_request(samples.CHAT_PATH, stream=True, max_tokens=1, model=model)]
-    return samples.long_requests(1 if load == SAME else 400, LONG_TOKENS, model)
+    own = int(MOST_A_SECOND * (parameters.warm_seconds + parameters.peer_seconds))
+    return samples.long_requests(1 if load == SAME else own, LONG_TOKENS, model)
 
 
 def with_engine(run: Drive, name: str) -> dict[str, float]:

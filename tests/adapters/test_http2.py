@@ -218,6 +218,46 @@ def test_headers_may_come_in_pieces() -> None:
     assert caller.failure == ("INTERNAL", "x" * 1000)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["", "x", "y" * 300])), max_size=3),
+            st.booleans(),  # whether these headers enter the table
+            st.sampled_from([None, None, None, 0, 64, 4096]),  # the table's new size
+        ),
+        max_size=20,
+    )
+)
+@settings(max_examples=100)
+def test_a_block_of_headers_means_what_the_table_makes_of_it(
+    answers: list[tuple[list[tuple[str, str]], bool, int | None]],
+) -> None:
+    server, encoder, meant = Server(), hpack.Encoder(), hpack.Decoder()
+    for headers, are_kept, size in answers:
+        if size is not None:
+            encoder.header_table_size = size
+        block = encoder.encode([hpack.HeaderTuple(*each) for each in headers] if are_kept else headers_unkept(headers))
+        assert server.client._headers_in(block) == meant.decode(block)
+
+
+def headers_unkept(headers: list[tuple[str, str]]) -> list[hpack.NeverIndexedHeaderTuple]:
+    return [hpack.NeverIndexedHeaderTuple(*each) for each in headers]
+
+
+def test_blocks_of_headers_that_come_again_are_decoded_once() -> None:
+    server = Server()
+    server.say(server.call()[1])
+    server.say(server.call()[1])
+    decoder, server.client._decoder = server.client._decoder, None  # type: ignore[assignment]
+    caller, number = server.call()
+    server.say(number, framed(b"a"))
+    assert (caller.messages, caller.ends) == ([b"a"], [None])
+    server.client._decoder = decoder
+    caller, number = server.call()
+    server.say(number, status="5")
+    assert caller.failure == ("NOT_FOUND", "")
+
+
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [

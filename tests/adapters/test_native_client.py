@@ -304,6 +304,16 @@ async def test_a_reply_in_one_piece_comes_as_one_message(servicer: Servicer) -> 
 
 
 @story
+async def test_an_only_token_comes_with_the_end(servicer: Servicer) -> None:
+    async with connected(servicer) as connection:
+        connection.client.submit(["a"], ask(max_tokens=1))
+        assert "streaming" not in await servicer.request()
+        key, token_ids, finish, _ = await connection.deliveries.get()
+        assert (key, token_ids) == ("a", [100])
+        assert finish == Finish(FinishReason.LENGTH, prompt_tokens=3, cached_tokens=CACHED, completion_tokens=1)
+
+
+@story
 async def test_an_answer_never_goes_beyond_the_context(servicer: Servicer) -> None:
     async with connected(servicer) as connection:
         connection.client.submit(["a"], ask([11] * 790, max_tokens=10_000))

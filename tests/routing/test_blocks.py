@@ -12,7 +12,6 @@ from engine_adapters.base import KvCleared, KvEvent, KvRemoved, KvStored
 from engine_adapters.simulator.kv_cache import KvCache, block_hashes
 from gateway.routing.blocks import (
     LEAST_PREDICTED,
-    PREDICTED_BLOCKS,
     SETTLED_SECONDS,
     BlockIndex,
     CachedBlocks,
@@ -21,6 +20,7 @@ from gateway.routing.blocks import (
 )
 
 SIZE = 2
+CAPACITY = 8192
 SEED = seed_for(0, "")
 BLOCKS = st.lists(st.integers(0, 2), min_size=1, max_size=5)
 """A prompt, by its blocks; few kinds, so that many begin alike."""
@@ -46,7 +46,7 @@ def depths(index: BlockIndex, blocks: Sequence[int], caches: Sequence[CachedBloc
 
 
 def some_caches(count: int = 3) -> list[CachedBlocks]:
-    return [CachedBlocks(1 << slot) for slot in range(count)]
+    return [CachedBlocks(1 << slot, CAPACITY) for slot in range(count)]
 
 
 def test_a_key_stands_for_all_blocks_before_it_and_their_seed() -> None:
@@ -114,7 +114,7 @@ def test_it_knows_what_a_naive_model_knows(steps: list[tuple[str, int, list[int]
 @given(st.lists(BLOCKS, min_size=1, max_size=30), BLOCKS)
 @settings(max_examples=60)
 def test_it_follows_the_simulators_cache_by_its_events(prompts: list[list[int]], asked: list[int]) -> None:
-    engine, index, cache = KvCache(blocks=8), BlockIndex(SIZE), CachedBlocks(1)
+    engine, index, cache = KvCache(blocks=8), BlockIndex(SIZE), CachedBlocks(1, CAPACITY)
     for blocks in prompts:
         hashes = [*block_hashes(tokens(blocks), SIZE, 0)]
         known = engine.match(hashes)
@@ -132,7 +132,7 @@ def test_it_follows_the_simulators_cache_by_its_events(prompts: list[list[int]],
 
 
 def test_blocks_behind_one_that_is_not_known_are_not_taken_for_a_beginning() -> None:
-    index, cache = BlockIndex(SIZE), CachedBlocks(1)
+    index, cache = BlockIndex(SIZE), CachedBlocks(1, CAPACITY)
 
     assert not index.apply(cache, KvStored(99, (1,), tokens([1])), SEED)
     assert not index.apply(cache, KvStored(0, (1, 2), tokens([1])), SEED), "blocks of another size"
@@ -140,7 +140,7 @@ def test_blocks_behind_one_that_is_not_known_are_not_taken_for_a_beginning() -> 
 
 
 def test_what_is_sent_is_believed_until_the_engine_removes_it() -> None:
-    index, cache = BlockIndex(SIZE), CachedBlocks(1)
+    index, cache = BlockIndex(SIZE), CachedBlocks(1, CAPACITY)
     assert len(index.predict(cache, keys([1, 2]), now=0)) == 2
     assert index.predict(cache, keys([1, 2]), now=0) == []
     assert depths(index, [1, 2, 3], [cache]) == [2]
@@ -153,7 +153,7 @@ def test_what_is_sent_is_believed_until_the_engine_removes_it() -> None:
 
 
 def test_a_prompt_that_was_not_read_is_forgotten_but_not_what_others_share_with_it() -> None:
-    index, cache = BlockIndex(SIZE), CachedBlocks(1)
+    index, cache = BlockIndex(SIZE), CachedBlocks(1, CAPACITY)
     index.predict(cache, keys([1, 2]), now=0)
     new = index.predict(cache, keys([1, 3]), now=0)
 
@@ -178,17 +178,17 @@ def test_predictions_are_bounded_and_forget_the_ends_of_the_oldest_first() -> No
 
 
 def test_memory_is_flat_under_prompts_that_share_nothing() -> None:
-    index, cache = BlockIndex(SIZE), CachedBlocks(1)
+    index, cache = BlockIndex(SIZE), CachedBlocks(1, CAPACITY)
     sizes = []
     for number in range(3000):
         index.predict(cache, keys([number] * 8), now=0)
         sizes.append(len(index))
 
-    assert max(sizes) <= PREDICTED_BLOCKS
+    assert max(sizes) <= CAPACITY
 
 
 def test_an_engine_that_caches_less_is_believed_less() -> None:
-    index, cache = BlockIndex(SIZE), CachedBlocks(1)
+    index, cache = BlockIndex(SIZE), CachedBlocks(1, CAPACITY)
     for number in range(500):
         index.predict(cache, keys([number] * 8), now=0)
     asked = keys([499] * 8)

@@ -11,6 +11,7 @@ from gateway.config import as_markdown
 from gateway.routing import POLICIES, Lease, Policies, PolicyError, Query, Router, Worker, WorkerState
 from gateway.routing.candidate import REQUEST_TOKENS
 from gateway.routing.fleet import SAMPLE, Lengths, Stickies
+from gateway.routing.router import PREDICTED_BLOCK_SIZE
 from tests.routing.workers import BLOCK_SIZE, add, fleet_of, info, lease, prompt
 
 LONG = prompt(*range(1000))
@@ -176,6 +177,23 @@ def test_cache_aware_predicts_where_engines_do_not_tell() -> None:
     assert list(one_after_the_other(router, 8).values()) == [8]
 
 
+def test_engines_that_tell_and_such_that_do_not_are_compared_by_tokens() -> None:
+    router = router_of("cache_aware", "told")
+    (told,) = router.snapshot()
+    untold = add(router, "untold", features=frozenset())
+    held = router.lease("demo", {told}, Query(LONG))
+    held.sent()
+    held.release()
+    reusable = (len(LONG) // 4 - 1) // PREDICTED_BLOCK_SIZE * PREDICTED_BLOCK_SIZE
+
+    for stored_tokens, better in ((reusable - BLOCK_SIZE, untold), (reusable + BLOCK_SIZE, told)):
+        stored(router, told, LONG[: 4 * stored_tokens])
+        query = Query(LONG)
+        held = router.lease("demo", set(), query)
+        held.release()
+        assert (held.worker, query.cached_tokens) == (better, max(reusable, stored_tokens))
+
+
 def test_predictions_are_corrected_by_what_was_cached() -> None:
     now = [0.0]
     router = Router(Policies(), lambda: now[0])
@@ -192,7 +210,7 @@ def test_predictions_are_corrected_by_what_was_cached() -> None:
         held.ended(cached_tokens)
         held.release()
 
-    router.report(worker, Load(kv_tokens_total=4000))
+    router.report(worker, Load(kv_tokens_total=1000 * PREDICTED_BLOCK_SIZE))
     assert cache.blocks.capacity == 1000, "no more than the engine has room for"
     answered(0)
     answered(len(LONG) // 4 - BLOCK_SIZE)

@@ -119,8 +119,9 @@ def generate_message(request_id: str, submission: Submission, info: EngineInfo) 
 
 
 def streams(submission: Submission) -> bool:
-    """Whether tokens come one by one. A prompt's logprobs come with the end, so that must tell everything."""
-    return submission.stream and submission.prompt_logprobs is None
+    """Whether tokens come one by one. A prompt's logprobs come with the end, so that must tell everything; and an only
+    token is one message with the end, two without."""
+    return submission.stream and submission.prompt_logprobs is None and submission.max_tokens > 1
 
 
 def _sampling_message(submission: Submission) -> messages.SamplingConfig:
