@@ -32,6 +32,7 @@ from gateway.fetch import trusted
 from gateway.gateway import Gateway
 from gateway.gauges import add_cache_gauges, add_gauges, add_limit_gauges, count_collections
 from gateway.http_loop import ServerSettings, count_active
+from gateway.immortal import make_immortal
 from gateway.limits import Admission, ByteBudget, KeyFile, Keys
 from gateway.listening import StartError, listen, raise_open_files, server_tls
 from gateway.metrics import (
@@ -295,6 +296,7 @@ def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], 
         pass
     if server.is_ready():
         announce(server)
+    make_immortal()
     server.wait()
     return server.stop()
 

@@ -29,6 +29,7 @@ from gateway.api.body import parse
 from gateway.api.conversation import read_conversation
 from gateway.api.reply import quoted
 from gateway.decoder import AnswerDecoder, AnswerReader
+from gateway.immortal import make_immortal
 from gateway.model import Model, load_models
 from gateway.parsers.detect import Choice, named_calls, named_reasoning
 from gateway.parsers.output import Formats
@@ -237,6 +238,7 @@ COMPONENTS = (
 def rates(component: Component, threads: int, seconds: float, rounds: int) -> tuple[float, float]:
     """Calls a second of all threads together, the best round's, and the CPU seconds of one call, the least."""
     shared = component.share()
+    make_immortal()
     found = [_round(component, shared, threads, seconds) for _ in range(rounds)]
     return max(rate for rate, _ in found), min(cpu for _, cpu in found)
 

@@ -12,14 +12,12 @@ import math
 import random
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from perf.builds import Build
-from perf.machine import ROOT, Usage, clock_of_machine, usage_of
+from perf.machine import Usage, clock_of_machine, usage_of
 from perf.stamps import Arrivals
 
 RECEIVE_BYTES = 1 << 18
@@ -62,6 +60,7 @@ class Job:
     seconds: float
     profile_switch: str = ""
     """A pipe that is told "1" when the window opens and "0" when it closes."""
+    seed: int = 0
 
 
 @dataclass
@@ -94,27 +93,6 @@ class Result:
     lateness_p99: float
     """Of open-loop requests: seconds from when one was due to when it was sent."""
     flows: dict[str, FlowResult]
-
-
-def run(job: Job, build: Build) -> Result:
-    """Have a process of its own do the job; raises RuntimeError when it fails."""
-    done = subprocess.run(
-        [build.python, "-m", "perf.load"],
-        input=json.dumps(dataclasses.asdict(job)),
-        cwd=ROOT,
-        env=build.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError("the load process failed")
-    values = json.loads(done.stdout)
-    values["usage"] = {role: Usage(**each) for role, each in values["usage"].items()}
-    flows = values["flows"] = {name: FlowResult(**each) for name, each in values["flows"].items()}
-    for flow in flows.values():
-        flow.arrivals = [(moment, tokens) for moment, tokens in flow.arrivals]
-    return Result(**values)
 
 
 class Client:
@@ -150,7 +128,7 @@ class Load:
         self.lateness: list[float] = []
         self.poll = select.epoll()
         self.cold = sum(flow.connections for flow in job.flows if flow.is_steady)
-        self.dice = random.Random(1)
+        self.dice = random.Random(1 + job.seed)
         self.now = self.began = time.monotonic()
         self.opened: float | None = None
         self.closes = math.inf

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perf import load, samples
+from perf import load, loads, samples
 from perf.arms import Arm, Front
 from perf.builds import Build
 from perf.load import Flow, FlowResult
@@ -13,6 +13,8 @@ from perf.parameters import Parameters
 from perf.processes import Process
 from perf.results import Figure, Sample
 
+HELPERS = max(1, CORES // 4)
+"""So many load processes and engines where the work grows with the machine's cores."""
 MOST_OF_MACHINE = 0.25
 """Above this share of the machine for load and engines together, figures of throughput say little."""
 
@@ -55,14 +57,20 @@ COMMON = {
 
 
 def drive(
-    context: Context, front: Front, engines: Sequence[Process], flows: list[Flow], warm: float, seconds: float
+    context: Context,
+    front: Front,
+    engines: Sequence[Process],
+    flows: list[Flow],
+    warm: float,
+    seconds: float,
+    load_processes: int = 1,
 ) -> Drive:
     """Put a started arm under load; errors are figures, with the first one's text in the suite's log."""
     pids = {"front": front.pids, "engine": [engine.pid for engine in engines]}
     if not engines:
         del pids["engine"]
     collected = front.gc_ms()
-    result = load.run(load.Job(front.port, pids, flows, warm, seconds), context.helper)
+    result = loads.run(load.Job(front.port, pids, flows, warm, seconds), context.helper, load_processes)
     usage, window = result.usage, result.seconds
     own = usage["front"]
     engine_cpu = usage["engine"].cpu if "engine" in usage else 0.0

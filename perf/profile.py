@@ -16,7 +16,8 @@ from pathlib import Path
 
 from perf import arms, builds, samples
 from perf.arms import Arm
-from perf.load import Flow, Job, run
+from perf.load import Flow, Job
+from perf.loads import run
 from perf.measure import steady
 from perf.processes import word_simulator
 from perf.report import table

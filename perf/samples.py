@@ -48,8 +48,7 @@ def documents(count: int, tokens: int) -> tuple[str, ...]:
         piece = text[start : start + size]
         if turn:
             words = piece.split(" ")
-            random.Random(number).shuffle(words)
-            piece = " ".join(words)
+            piece = " ".join(word for begin in range(turn + 1) for word in words[begin :: turn + 1])
         found.append(f"{number} {piece}")
     return tuple(found)
 

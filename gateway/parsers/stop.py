@@ -12,10 +12,10 @@ class StopStrings:
     that begins a stop string.
     """
 
-    __slots__ = ("_ends", "_fallback", "_next", "depth", "first")
+    __slots__ = ("_ends", "_fallback", "_first", "_next", "depth")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self.first = frozenset(stop[0] for stop in stops)
+        self._first = tuple({stop[0] for stop in stops})
         self.depth = [0]
         self._next: list[dict[str, int]] = [{}]
         self._ends: list[str | None] = [None]
@@ -23,6 +23,13 @@ class StopStrings:
             self._add(stop)
         self._fallback = [ROOT] * len(self._next)
         self._link()
+
+    def can_begin_in(self, text: str) -> bool:
+        """Whether the text has a character that a stop string begins with."""
+        for character in self._first:  # not `isdisjoint`: on 3.13t it locks the text, which all threads may have
+            if character in text:
+                return True
+        return False
 
     def step(self, state: int, character: str) -> int:
         """The state behind one more character."""
@@ -79,7 +86,7 @@ class StopScanner:
 
     def feed(self, text: str) -> str:
         """The text that cannot belong to a stop string any more."""
-        if self._state == ROOT and self.matched is None and self._stops.first.isdisjoint(text):
+        if self._state == ROOT and self.matched is None and not self._stops.can_begin_in(text):
             return text
         if self.matched is not None:
             return ""

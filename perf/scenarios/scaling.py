@@ -12,13 +12,15 @@ from perf.arms import Arm, start
 from perf.builds import Build
 from perf.load import Flow
 from perf.machine import CORES
-from perf.measure import Context, drive, percentile, with_threads
+from perf.measure import HELPERS, Context, drive, percentile, with_threads
 from perf.parameters import Parameters
 from perf.results import Figure, Place, Sample
 from perf.scenarios.scenario import Chart, Scenario
 from perf.scenarios.stall import two_engines
 
 SHORT, LONG = "short requests, HTTP threads", "10k-token prompts, CPU threads"
+LONG_PROMPTS = max(700, 300 * CORES)
+"""More than a gateway answers in the time."""
 
 
 def arms(builds: Sequence[Build], parameters: Parameters) -> list[Arm]:
@@ -41,12 +43,12 @@ def measure(context: Context, arm: Arm, place: Place) -> Sample:
         requests = [samples.http_request(samples.CHAT_PATH, stream=True, max_tokens=1, model=model)]
         clients = 16 * threads
     else:
-        arm = with_threads(arm, 1, threads)
-        requests, clients = samples.long_requests(700, 10_000), 2 * threads
-    with two_engines(context, parameters.step_ms) as (engines, options):
+        arm = with_threads(arm, max(1, threads // 4), threads)
+        requests, clients = samples.long_requests(LONG_PROMPTS, 10_000), 2 * threads
+    with two_engines(context, parameters.step_ms, others=HELPERS) as (engines, options):
         with start(arm.with_settings(*options), engines) as front:
             flow = Flow("requests", requests, marker=samples.WORD, connections=clients)
-            run = drive(context, front, engines, [flow], parameters.warm_seconds, parameters.scaling_seconds)
+            run = drive(context, front, engines, [flow], parameters.warm_seconds, parameters.scaling_seconds, HELPERS)
     flow_result = run.flow("requests")
     run.sample.figures |= {
         "requests_per_s": flow_result.ended / run.result.seconds,

@@ -6,7 +6,7 @@ their own, so that only the gateway can hold the streams up.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,19 +73,19 @@ def fits(arm: Arm, place: Place) -> bool:
 
 @contextmanager
 def two_engines(
-    context: Context, step_ms: float, model: Callable[[Path], Path] = samples.wide_model
+    context: Context, step_ms: float, model: Callable[[Path], Path] = samples.wide_model, others: int = 1
 ) -> Iterator[tuple[list[Process], tuple[str, ...]]]:
-    """One for the steady streams, one for everything else, and the gateway's options that make them two models."""
+    """One for the steady streams, one for everything else, and the gateway's options that make them two models;
+    `others` share everything else."""
     with folder() as place:
         wide = model(Path(place, "wide"))
         quick = ("--speed", "0", "--model-path", str(wide), "--kv-tokens", "100000000", "--block-size", "8192")
-        with (
-            word_simulator("--decode-base-ms", str(step_ms), build=context.helper) as paced,
-            word_simulator(*quick, build=context.helper) as other,
-        ):
+        with ExitStack() as stack:
+            paced = stack.enter_context(word_simulator("--decode-base-ms", str(step_ms), build=context.helper))
+            rest = [stack.enter_context(word_simulator(*quick, build=context.helper)) for _ in range(others)]
             models = ("--model-path", f"demo={DEMO_FOLDER}", "--model-path", f"wide={wide}")
-            workers = ("--worker", paced.url("demo"), "--worker", other.url("wide"))
-            yield [paced, other], (*models, *workers)
+            urls = [paced.url("demo"), *(each.url("wide") for each in rest)]
+            yield [paced, *rest], (*models, *(word for url in urls for word in ("--worker", url)))
 
 
 def measure(context: Context, arm: Arm, place: Place) -> Sample:

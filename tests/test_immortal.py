@@ -1,0 +1,103 @@
+"""What a gateway's threads share is immortal: nobody counts references to it. In processes of their own, which the rest
+of the tests do not want to be immortal in."""
+
+import subprocess
+import sys
+import sysconfig
+import textwrap
+
+import pytest
+
+is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+no_gil = pytest.mark.skipif(not is_free_threaded or sys._is_gil_enabled(), reason="only without a GIL")
+
+PRELUDE = """
+import sys, threading, weakref
+from gateway.immortal import IMMORTAL, make_immortal
+
+class Thing:
+    pass
+
+def is_immortal(thing):
+    return sys.getrefcount(thing) == IMMORTAL
+
+def on_a_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+"""
+
+
+def run(script: str, *options: str) -> None:
+    command = [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(script)]
+    subprocess.run(command, check=True, timeout=60)
+
+
+@no_gil
+def test_what_is_there_is_immortal_and_all_that_hangs_on_it() -> None:
+    run("""
+        import re
+        thing = Thing()
+        thing.pattern = re.compile("a+")
+        thing.deep = [{"key": (b"bytes %d" % 1, 1e9 + 1, lambda: thing)}]
+        ((data, number, function),) = [each["key"] for each in thing.deep]
+        plain = str.join
+        assert make_immortal() > 1000
+        for each in (thing, thing.pattern, thing.deep, data, number, function, dict.__dict__["get"], Thing, plain):
+            assert is_immortal(each), each
+        assert make_immortal() < 1000
+    """)
+
+
+@no_gil
+def test_what_comes_later_and_what_other_threads_made_ends_as_ever() -> None:
+    run("""
+        others = []
+        on_a_thread(lambda: others.append(Thing()))
+        make_immortal()
+        assert not is_immortal(others[0])
+        for dying in (weakref.ref(others.pop()), weakref.ref(Thing())):
+            assert dying() is None
+        import gc
+        cycle = Thing()
+        cycle.itself = cycle
+        gone = weakref.ref(cycle)
+        del cycle
+        gc.collect()
+        assert gone() is None
+    """)
+
+
+@no_gil
+def test_threads_may_use_what_is_made_immortal_meanwhile() -> None:
+    run("""
+        shared = [Thing() for _ in range(1000)]
+        for each in shared:
+            each.value = [each, "text %d" % id(each)]
+        ready, stop = threading.Barrier(5), threading.Event()
+
+        def use():
+            ready.wait()
+            kept = []
+            while not stop.is_set():
+                for each in shared:
+                    kept.append((each, each.value[1], each.value))
+                    if len(kept) > 500:
+                        kept.clear()
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for each in threads:
+            each.start()
+        ready.wait()
+        for _ in range(3):
+            make_immortal()
+        stop.set()
+        for each in threads:
+            each.join()
+        assert all(is_immortal(each) and each.value[0] is each for each in shared)
+    """)
+
+
+def test_with_a_gil_nothing_is_done() -> None:
+    options = ("-X", "gil=1") if is_free_threaded else ()
+    run("assert make_immortal() == 0 and not is_immortal(Thing())", *options)
