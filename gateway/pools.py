@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine_adapters.priority import give_way
 from gateway import log
 from gateway.errors import Overloaded
 from gateway.threads import Supervisor
@@ -85,7 +86,8 @@ class Pool:
     run at once, since oversubscribed tokenizer threads drown in futex calls.
 
     What a thread has made and others let go of is freed by that thread, on 3.13t, when it runs the next time: one with
-    nothing to do looks up every `rest_seconds`. That is for results that are large.
+    nothing to do looks up every `rest_seconds`. That is for results that are large. `gives_way` is for jobs that hold a
+    core for long: event loops get it first.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Pool:
         cores: threading.Semaphore,
         queue_limit: int = 4096,
         rest_seconds: float | None = None,
+        gives_way: bool = False,
     ) -> None:
         self.name = name
+        self._gives_way = gives_way
         self._rest_seconds = rest_seconds
         self._supervisor = supervisor
         self._cores = cores
@@ -204,6 +208,8 @@ class Pool:
             self._supervisor.spawn(f"{self.name}-{number}", self._work, may_return=True)
 
     def _work(self) -> None:
+        if self._gives_way:
+            give_way()
         while (job := self._next_job()) is not None:
             with self._cores:
                 job.perform()

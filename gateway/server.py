@@ -77,7 +77,7 @@ class Server:
         admit = functools.partial(admitted_model, models, aliases)
         cores = threading.Semaphore(os.cpu_count() or 1)
         tokenize = Pool("tokenize", config.tokenize_threads, supervisor, cores)
-        vision = Pool("vision", config.vision_threads, supervisor, cores, rest_seconds=1.0)
+        vision = Pool("vision", config.vision_threads, supervisor, cores, rest_seconds=1.0, gives_way=True)
         cache = TokenCache(config.cache_mb << 20) if config.cache_mb else None
         self.gateway = Gateway(
             config=config,

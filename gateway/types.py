@@ -56,9 +56,9 @@ class ChatInput:
         """Roughly how long the rendered text will be, as a measure of the work."""
         size = COMPILING if self.template is not None else 0
         for message in self.messages:
-            content = message.get("content")
+            content = message["content"] if "content" in message else ()
             for part in [content] if isinstance(content, str) else content or ():
-                text = part if isinstance(part, str) else part.get("text")
+                text = part if isinstance(part, str) else part["text"] if "text" in part else None
                 size += len(text) if isinstance(text, str) else 0
             if "tool_calls" in message:
                 size += json_characters(message["tool_calls"])

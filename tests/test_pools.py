@@ -1,11 +1,14 @@
 """Pools of threads for CPU work: bounded, resized while they work, within one budget of cores."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from engine_adapters.priority import NICENESS, give_way
 from gateway.errors import Overloaded
 from gateway.pools import Pool
 from gateway.threads import Supervisor
@@ -272,6 +275,41 @@ def test_a_job_that_ends_its_thread_is_a_failure(supervisor: Supervisor) -> None
     in_loop(story())
     assert supervisor.failure is not None
     assert supervisor.failure.startswith("thread test-0 died: SystemExit")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_a_pool_may_give_way_to_all_other_threads(supervisor: Supervisor) -> None:
+    polite = Pool("polite", 1, supervisor, threading.Semaphore(1), gives_way=True)
+    plain = make(supervisor, 1)
+
+    async def story() -> None:
+        assert await plain.run(niceness) == niceness()
+        assert await polite.run(niceness) == niceness() + NICENESS
+        # What such a thread starts is as polite, not more so.
+        assert await polite.run(niceness_of_a_thread) == niceness() + NICENESS
+
+    in_loop(story())
+    close(polite)
+    close(plain)
+
+
+def niceness() -> int:
+    """Of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def niceness_of_a_thread() -> int:
+    """Of one that this thread starts, and that gives way."""
+    found = []
+
+    def run() -> None:
+        give_way()
+        found.append(niceness())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 def test_many_loops_may_use_one_pool(supervisor: Supervisor) -> None:

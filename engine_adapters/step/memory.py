@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from engine_adapters.image import MemoryFile
+from engine_adapters.priority import give_way
 
 PROBE_BYTES = 32
 UNTRACKED: "dict[str, Any]" = {"trackfd": False} if sys.version_info >= (3, 13) else {}
@@ -47,6 +48,7 @@ class Reaper:
         self._queue.put(thing)
 
     def _run(self) -> None:
+        give_way()
         while True:
             thing = self._queue.get()
             if isinstance(thing, functools.partial):

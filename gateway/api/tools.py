@@ -70,7 +70,7 @@ def read_tool_use(fields: Fields, source: ChatInput) -> tuple[ToolUse, ChatInput
 
 
 def calls_in(message: Mapping[str, Any]) -> int:
-    calls = message.get("tool_calls")
+    calls = message["tool_calls"] if "tool_calls" in message else None
     return len(calls) if isinstance(calls, list) else 0
 
 
@@ -85,17 +85,17 @@ def read_schemas(fields: Fields, path: str, tools: Sequence[dict[str, Any]]) -> 
     strict = set()
     for index, tool in enumerate(tools):
         place = f"{path}[{index}]" if path == "functions" else f"{path}[{index}].function"
-        if tool.get("type") != "function":
-            fields.refuse(f"{path}[{index}].type", f"is {tool.get('type')!r}, and only 'function' is supported")
-        function = tool["function"]
-        name, parameters = function["name"], function.get("parameters")
+        if tool["type"] != "function":
+            fields.refuse(f"{path}[{index}].type", f"is {tool['type']!r}, and only 'function' is supported")
+        function = Fields(tool["function"], place)
+        name, parameters = function.value("name"), function.value("parameters")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             fields.refuse(f"{place}.name", "must have 1 to 128 letters, digits, underscores, dots and dashes")
         if name in schemas:
             fields.refuse(f"{place}.name", f"is {name!r} a second time")
         if parameters is not None and not isinstance(parameters, dict):
             fields.refuse(f"{place}.parameters", "must be a JSON schema, which is an object")
-        if function.get("strict"):
+        if function.value("strict"):
             strict.add(name)
         schemas[name] = parameters
     return schemas, frozenset(strict)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.api.body import Fields, parse
 from gateway.errors import BadRequest
+from gateway.types import ChatInput
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=6)  # lone surrogates too
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -87,3 +88,25 @@ def test_numbers_within_their_bounds_are_taken_as_they_are(value: float) -> None
     assert Fields({"x": value}, "").number("x", 0, 9) == value
     assert Fields({"x": None}, "").number("x", 0, 9) is None
     assert Fields({}, "").number("x", 0, 9) is None
+
+
+class Large(dict[str, Any]):
+    """As of a body that a thread of the pool has parsed: what would make its loop yield is forbidden."""
+
+    def get(self, *_: object) -> Any:
+        raise AssertionError("dict.get")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("iterated with its lock held")
+
+
+def test_no_field_is_read_in_a_way_that_yields_where_another_thread_made_the_body() -> None:
+    part = Large(type="text", text="a")
+    fields = Fields(Large(model="m", messages=[Large(role="user", content=[part])], stop=None, stream=True), "")
+
+    assert fields.text("model") == "m"
+    assert fields.boolean("stream") and not fields.boolean("logprobs")
+    assert fields.integer("seed", 0, 1) is None
+    assert fields.has("model") and not fields.has("stop") and not fields.has("seed")
+    assert fields.lacks(frozenset({"seed", "n"})) and not fields.lacks(frozenset({"seed", "model"}))
+    assert ChatInput(fields.each("messages", lambda message: message.values)).characters == 1
