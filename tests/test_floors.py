@@ -9,7 +9,7 @@ import pytest
 from tests.processes import ROOT
 
 FLOORS: list[set[str]] = [
-    {"errors", "health", "log", "metrics", "retries", "tasks"},
+    {"errors", "health", "immortal", "log", "metrics", "retries", "tasks"},
     {"config", "schemas", "threads", "tls", "types"},
     {"fetch"},
     {"generation_config", "limits", "multimodal", "parsers", "pools", "reload", "routing", "streams", "tokenizer"},

@@ -25,8 +25,8 @@ from gateway.parsers.message import Message
 from gateway.schemas import SchemaError
 from gateway.types import Finished, GenerateRequest, Reading, Reasoning, RequestRecord, Shape, Text
 
-NOT_YET = frozenset(("audio", "web_search_options", "prediction"))
-SEPARATION = frozenset(("separate_reasoning", "stream_reasoning"))
+NOT_YET = ("audio", "web_search_options", "prediction")
+SEPARATION = ("separate_reasoning", "stream_reasoning")
 
 
 def lower(fields: Fields, gateway: Gateway, loop: HttpLoop, record: RequestRecord) -> "ChatAnswer":
@@ -56,7 +56,7 @@ def read_logging(fields: Fields) -> Logging:
     return Logging(logprobs=(top or 0) if wanted else None)
 
 
-LOGGING = frozenset(("logprobs", "top_logprobs"))
+LOGGING = ("logprobs", "top_logprobs")
 SILENT = Logging()
 
 

@@ -35,7 +35,7 @@ from gateway.types import (
 )
 
 DEFAULT_MAX_TOKENS = 16
-SUFFIX = frozenset(("suffix",))
+SUFFIX = ("suffix",)
 MAX_PROMPTS = 256
 
 

@@ -13,11 +13,9 @@ NOT_TEMPLATE_ARGUMENTS = ("messages", "chat_template", "continue_final_message",
 TEXT_PARTS = {"input_text": "text", "output_text": "text"}
 IMAGE = {"type": "image"}
 """What templates take for an image."""
-TEMPLATE_FIELDS = frozenset(
-    (
-        *("continue_final_message", "chat_template_kwargs", "add_generation_prompt", "tools", "documents"),
-        *("enable_thinking", "thinking", "reasoning_effort", "chat_template", "add_special_tokens"),
-    )
+TEMPLATE_FIELDS = (
+    *("continue_final_message", "chat_template_kwargs", "add_generation_prompt", "tools", "documents"),
+    *("enable_thinking", "thinking", "reasoning_effort", "chat_template", "add_special_tokens"),
 )
 THINKING = {"enabled": True, "disabled": False, "auto": None}
 

@@ -12,7 +12,7 @@ from gateway.generation_config import RANGES
 from gateway.model import Model
 from gateway.types import GenerateRequest, Input, OutputOptions, Reading, Shape
 
-STREAM_OPTIONS = frozenset(("stream_options",))
+STREAM_OPTIONS = ("stream_options",)
 MAX_ANSWERS = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 4096
@@ -25,18 +25,14 @@ MAX_KV_PRIORITY = 100
 MAX_DURATION_MS = 1000 * 60 * 60 * 24 * 365
 MAX_DIGITS = 10
 """Of a token id."""
-SAMPLING = frozenset(
-    (
-        *RANGES,
-        *("seed", "top_k", "logit_bias", "top_p_reset_id", "no_repeat_ngram_size", "bad_token_ids"),
-    )
+SAMPLING = (
+    *RANGES,
+    *("seed", "top_k", "logit_bias", "top_p_reset_id", "no_repeat_ngram_size", "bad_token_ids"),
 )
-OUTPUT = frozenset(("stop", "include_stop_str_in_output", "skip_special_tokens"))
-RARE = frozenset(
-    (
-        *("min_tokens", "n", "stop_token_ids", "ignore_eos", "priority", "cache_salt", "kv_retention"),
-        "truncate_prompt_tokens",
-    )
+OUTPUT = ("stop", "include_stop_str_in_output", "skip_special_tokens")
+RARE = (
+    *("min_tokens", "n", "stop_token_ids", "ignore_eos", "priority", "cache_salt", "kv_retention"),
+    "truncate_prompt_tokens",
 )
 ACCEPTED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's that ask nothing of a gateway."""
@@ -242,7 +238,7 @@ def read_kv_range(fields: Fields) -> KvRange:
     return KvRange(start, end, priority, fields.integer("duration_ms", 1, MAX_DURATION_MS))
 
 
-def refuse_unfit(fields: Fields, names: frozenset[str], why: str) -> None:
+def refuse_unfit(fields: Fields, names: tuple[str, ...], why: str) -> None:
     """Refuse fields that would change the answer and that we would otherwise ignore; empty ones ask for nothing."""
     if fields.lacks(names):
         return

@@ -128,4 +128,4 @@ KINDS: dict[str, Callable[[Fields, str], Structure]] = {
 }
 GUIDED = ("json", "json_object", "regex", "choice", "grammar")
 SINGLE = ("regex", "ebnf", "structural_tag")
-STRUCTURE_FIELDS = frozenset(("response_format", "structured_outputs", *(f"guided_{name}" for name in GUIDED), *SINGLE))
+STRUCTURE_FIELDS = ("response_format", "structured_outputs", *(f"guided_{name}" for name in GUIDED), *SINGLE)

@@ -41,7 +41,7 @@ class ToolUse:
         )
 
 
-TOOL_FIELDS = frozenset(("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"))
+TOOL_FIELDS = ("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls")
 NO_TOOLS = ToolUse()
 
 

@@ -59,8 +59,8 @@ class TemplateFacts:
     thinking. `header` is what opens the model's turn.
     """
 
-    takes_parts: frozenset[str]
-    needs_parts: frozenset[str]
+    takes_parts: tuple[str, ...]
+    needs_parts: tuple[str, ...]
     bare_call: Mapping[str, Any]
     bare_message: Mapping[str, Any]
     takes_objects: bool
@@ -109,8 +109,8 @@ def examine(compiled: CompiledTemplate, special_tokens: Mapping[str, str]) -> Te
             if not shows_text:
                 needs.add(role)
     return TemplateFacts(
-        takes_parts=frozenset(takes),
-        needs_parts=frozenset(needs),
+        takes_parts=tuple(takes),
+        needs_parts=tuple(needs),
         bare_call=absent,
         bare_message=examine_bare_messages(probe),
         takes_objects=takes_objects,

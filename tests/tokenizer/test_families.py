@@ -81,8 +81,8 @@ def test_transformers_itself_renders_the_same(templates: dict[str, ChatTemplate]
 def test_what_a_template_takes_is_found_out(templates: dict[str, ChatTemplate], name: str) -> None:
     shape, facts = SHAPES[name], templates[name].facts
 
-    assert facts.takes_parts == set(shape.parts)
-    assert facts.needs_parts == (facts.takes_parts if shape.wraps else set())
+    assert set(facts.takes_parts) == set(shape.parts)
+    assert facts.needs_parts == (facts.takes_parts if shape.wraps else ())
     assert facts.knows_developer == shape.developer
     assert facts.uses_effort == shape.effort
     if "tool_calls" in templates[name].source:
