@@ -114,14 +114,10 @@ class App:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[dict[str, HttpLoop]]:
         """Runs once on each loop, and makes what that loop owns."""
-        tables = {model.name: model.tokenizer.table.copy() for model in self._gateway.models.values()}
-        tables |= {adapter.name: tables[adapter.parent] for adapter in self._gateway.adapters.values()}
-        formats = {model.name: model.formats.copy() for model in self._gateway.models.values()}
-        formats |= {adapter.name: formats[adapter.parent] for adapter in self._gateway.adapters.values()}
         budgets = {name: RetryBudget(self._gateway.config.retry_budget) for name in self._gateway.models}
         budgets |= {adapter.name: budgets[adapter.parent] for adapter in self._gateway.adapters.values()}
         cells, outbox = self._gateway.registry.cells(), self._gateway.engine.outbox()
-        loop = HttpLoop(cells, tables, formats, outbox, budgets)
+        loop = HttpLoop(cells, outbox, budgets)
         self._gateway.loops.append(loop)
         yield {"loop": loop}
 

@@ -75,7 +75,7 @@ async def generate(
     submission = submission_for(model, request, prompt, constraint, record.ends_at)
     stops = await stop_strings(gateway, request.output.stop)
     decoders = [
-        AnswerDecoder(index, loop.tables[model.name], request.output, stops, reader_for(loop, model, request, prompt))
+        AnswerDecoder(index, model.tokenizer.table, request.output, stops, reader_for(model, request, prompt))
         for index in range(request.n)
     ]
     prompt_tokens, attempts = prompt.length, Attempts(gateway, loop, model, submission, record)
@@ -148,11 +148,11 @@ def account(loop: HttpLoop, record: RequestRecord, decoders: list[AnswerDecoder]
         loop.cells.add(WIRE_FAULTS, (record.worker, "unknown_token"), unknown)
 
 
-def reader_for(loop: HttpLoop, model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
+def reader_for(model: Model, request: GenerateRequest, prompt: Prompt) -> AnswerReader | None:
     """What finds reasoning and calls in one answer; None where there is nothing to find."""
     if request.reading is None:
         return None
-    parser = loop.formats[model.name].parser(request.reading, prompt.opens_reasoning is not None)
+    parser = model.formats.parser(request.reading, prompt.opens_reasoning is not None)
     if parser is None:
         return None
     return AnswerReader(parser, model.reasoning_end_ids, request.reading.streams_reasoning)

@@ -17,12 +17,10 @@ from gateway.config import Config
 from gateway.errors import ClientLeft, DeadlineExceeded, GatewayError
 from gateway.fetch import Fetcher
 from gateway.metrics import Cells
-from gateway.parsers.output import Formats
 from gateway.retries import RetryBudget
 from gateway.streams import LoopStreams
 from gateway.threads import Command, Outbox
 from gateway.tls import ServerTls
-from gateway.tokenizer import DetokenizerTable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -55,23 +53,13 @@ class ServerSettings:
 
 
 class HttpLoop:
-    """`tables` and `formats` are this loop's own copies of the models', by model name, and so is what of a model's
-    requests it may send again; `outbox` is its own way to the engine thread."""
+    """`outbox` is this loop's own way to the engine thread, `budgets` what of a model's requests it may send again."""
 
-    def __init__(
-        self,
-        cells: Cells,
-        tables: dict[str, DetokenizerTable],
-        formats: dict[str, Formats],
-        outbox: Outbox[Command],
-        budgets: dict[str, RetryBudget],
-    ) -> None:
+    def __init__(self, cells: Cells, outbox: Outbox[Command], budgets: dict[str, RetryBudget]) -> None:
         self.name = threading.current_thread().name
         self.cells = cells
         self.warned: set[str] = set()
         """What this loop need not tell the log again."""
-        self.tables = tables
-        self.formats = formats
         self.outbox = outbox
         self.budgets = budgets
         self._loop = asyncio.get_running_loop()

@@ -19,7 +19,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from types import (
-    BuiltinFunctionType,
     CodeType,
     FunctionType,
     GetSetDescriptorType,
@@ -34,7 +33,7 @@ COUNT = 3
 which thread that is (`ob_tid`)."""
 
 WITHOUT_MORE = {
-    *(CodeType, FunctionType, BuiltinFunctionType, str, bytes, int, float),
+    *(CodeType, FunctionType, str, bytes, int, float),
     *(GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType),
 }
 """What refers to nothing, or only to what is immortal or found by itself: looking there would take twice the time."""

@@ -122,7 +122,7 @@ def preparing(shared: Encoder) -> Call:
 
 
 def detokenizing(_: None) -> Call:
-    feed = model().tokenizer.table.copy().new().feed
+    feed = model().tokenizer.table.new().feed
     token_ids = array("I", model().tokenizer.encode(" the")).tolist()
     return lambda: feed(token_ids)
 
@@ -134,7 +134,7 @@ def scanning(_: None) -> Call:
 
 def reading_call(_: None) -> Call:
     """Tokens of a tool call's argument, one at a time; a new answer when its text is used up."""
-    table, formats = model().tokenizer.table.copy(), Formats(_named_reasoning(), _named_calls())
+    table, formats = model().tokenizer.table, Formats(_named_reasoning(), _named_calls())
     prose = "The gateway turns text into numbers, and numbers back into text. " * 20
     opening, ids = (list(memoryview(model().tokenizer.encode(text)).cast("I")) for text in (CALL, prose))
     state: dict[str, Any] = {"left": iter(())}
@@ -237,6 +237,7 @@ COMPONENTS = (
 
 def rates(component: Component, threads: int, seconds: float, rounds: int) -> tuple[float, float]:
     """Calls a second of all threads together, the best round's, and the CPU seconds of one call, the least."""
+    model()  # made by this thread, as in a gateway: what others make would not become immortal
     shared = component.share()
     make_immortal()
     found = [_round(component, shared, threads, seconds) for _ in range(rounds)]

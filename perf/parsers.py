@@ -15,6 +15,7 @@ from gateway.api.body import Fields
 from gateway.api.conversation import read_conversation
 from gateway.api.tools import ToolUse, forced_calls, read_tool_use
 from gateway.decoder import AnswerDecoder, AnswerReader
+from gateway.immortal import make_immortal
 from gateway.model import Model, load_models
 from gateway.parsers.detect import Choice, named_calls, named_reasoning
 from gateway.parsers.output import Format, Formats
@@ -131,8 +132,9 @@ def seconds_for(size: int, chunk: int) -> float:
 def scaling(model: Model, case: Case) -> float:
     """How many times the answers of one thread two threads read, by the CPU time of the slower one.
 
-    Each has tables, formats and ids of its own, as HTTP loops have.
+    They share the table, as HTTP loops do.
     """
+    make_immortal()
     ratios = []
     for _ in range(RUNS):
         alone = max(thread_seconds([Share(model, case)]))
@@ -146,7 +148,7 @@ class Share:
 
     def __init__(self, model: Model, case: Case) -> None:
         self._case = case
-        self._table = model.tokenizer.table.copy()
+        self._table = model.tokenizer.table
         self._formats = formats_of(case.family)
         self._opening = ids(model, case.opening or "Well, ")
         self._deltas = [[token_id] for token_id in ids(model, case.text * (TOKENS // 10))[:TOKENS]]

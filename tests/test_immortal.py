@@ -39,11 +39,12 @@ def test_what_is_there_is_immortal_and_all_that_hangs_on_it() -> None:
         import re
         thing = Thing()
         thing.pattern = re.compile("a+")
+        match = re.compile("b+").match
         thing.deep = [{"key": (b"bytes %d" % 1, 1e9 + 1, lambda: thing)}]
         ((data, number, function),) = [each["key"] for each in thing.deep]
         plain = str.join
         assert make_immortal() > 1000
-        for each in (thing, thing.pattern, thing.deep, data, number, function, dict.__dict__["get"], Thing, plain):
+        for each in (thing, thing.pattern, match.__self__, thing.deep, data, number, function, dict.__dict__["get"], Thing, plain):
             assert is_immortal(each), each
         assert make_immortal() < 1000
     """)

@@ -140,12 +140,13 @@ class ChatAnswer(Answer):
         shape: Shape,
         form: Form,
     ) -> None:
-        super().__init__(gateway.model(request.model), record, shape, request.n)
+        model = gateway.model(request.model)
+        super().__init__(model, record, shape, request.n)
         self._gateway = gateway
         self._loop = loop
         self._request = request
         self._form = form
-        self._table = loop.tables[request.model]
+        self._table = model.tokenizer.table
         self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(request.n)]
         has_checks = form.checks.content is not None or bool(form.checks.arguments)
         self._streamed = [Message() for _ in range(request.n)] if has_checks and shape.stream else []

@@ -107,11 +107,12 @@ class CompletionAnswer(Answer):
 
     def __init__(self, gateway: Gateway, loop: HttpLoop, jobs: list[Job], record: RequestRecord, shape: Shape) -> None:
         choices = sum(job.request.n for job in jobs)
-        super().__init__(gateway.model(jobs[0].request.model), record, shape, choices)
+        model = gateway.model(jobs[0].request.model)
+        super().__init__(model, record, shape, choices)
         self._gateway = gateway
         self._loop = loop
         self._jobs = jobs
-        self._table = loop.tables[jobs[0].request.model]
+        self._table = model.tokenizer.table
         skips = jobs[0].request.output.skip_special_tokens
         self._counters = [CompletionLogprobs(self._table, skips) for _ in range(choices)]
         self._logprobs: list[dict[str, list[Any]] | None] = [None] * choices

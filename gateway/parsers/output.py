@@ -60,10 +60,6 @@ class Formats:
             for family in {None, calls.family, self._forced}
         }
 
-    def copy(self) -> "Formats":
-        """For another thread: what all of its answers use, none of another's do."""
-        return Formats(self.reasoning, self.calls)
-
     @property
     def reasoning_starts(self) -> tuple[str, ...]:
         """What a model that reasons writes first, if its prompt has not; empty when there is no such thing."""

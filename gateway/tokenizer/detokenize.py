@@ -94,14 +94,6 @@ class DetokenizerTable:
         """The same as text, with U+FFFD for bytes that are no whole character."""
         return self.token_bytes(token_id).decode(errors="replace")
 
-    def copy(self) -> "DetokenizerTable":
-        pieces = self.pieces and [own_copy(piece) for piece in self.pieces]
-        return DetokenizerTable.of(self.tokenizer, self.special_ids, pieces, self.marker_ids)
-
-
-def own_copy(piece: Piece) -> Piece:
-    return piece.encode().decode() if isinstance(piece, str) else bytes(bytearray(piece))
-
 
 class ByteLevelDetokenizer:
     """Pieces by table; bytes that are not whole characters go through a decoder, with U+FFFD for what is invalid, as
