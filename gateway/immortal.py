@@ -49,6 +49,7 @@ def make_immortal() -> int:
     owners, words = (ctypes.c_uint64 * (1 << 44)).from_address(0), (ctypes.c_uint32 * (1 << 45)).from_address(0)
     if not _counts_lie_there(owners, words):
         return 0
+    gc.unfreeze()  # or they would not be listed
     found, count = gc.get_objects(), 0
     owner = owners[id(found) // 8]
     seen = {id(found)}

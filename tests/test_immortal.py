@@ -12,7 +12,7 @@ is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 no_gil = pytest.mark.skipif(not is_free_threaded or sys._is_gil_enabled(), reason="only without a GIL")
 
 PRELUDE = """
-import sys, threading, weakref
+import gc, sys, threading, weakref
 from gateway.immortal import IMMORTAL, make_immortal
 
 class Thing:
@@ -38,6 +38,7 @@ def test_what_is_there_is_immortal_and_all_that_hangs_on_it() -> None:
     run("""
         import re
         thing = Thing()
+        gc.freeze()
         thing.pattern = re.compile("a+")
         match = re.compile("b+").match
         thing.deep = [{"key": (b"bytes %d" % 1, 1e9 + 1, lambda: thing)}]
@@ -60,7 +61,6 @@ def test_what_comes_later_and_what_other_threads_made_ends_as_ever() -> None:
         assert not is_immortal(others[0])
         for dying in (weakref.ref(others.pop()), weakref.ref(Thing())):
             assert dying() is None
-        import gc
         cycle = Thing()
         cycle.itself = cycle
         gone = weakref.ref(cycle)
