@@ -50,20 +50,21 @@ def make_immortal() -> int:
     if not _counts_lie_there(owners, words):
         return 0
     gc.unfreeze()  # or they would not be listed
-    found, count = gc.get_objects(), 0
-    owner = owners[id(found) // 8]
-    seen = {id(found)}
+    found: Iterable[object] = gc.get_objects()
+    owner, count, seen = owners[id(found) // 8], 0, set[int]()
     while found:
-        new = dict(zip(map(id, found), found, strict=True))
-        for address in new.keys() & seen:
-            del new[address]
-        seen.update(new)
-        for address in new:
-            word = address // 4 + COUNT
-            if owners[address // 8] == owner and words[word] != IMMORTAL:
-                words[word] = IMMORTAL
+        new = []
+        for each in found:
+            address = id(each)
+            if words[address // 4 + COUNT] != IMMORTAL and owners[address // 8] == owner:
+                words[address // 4 + COUNT] = IMMORTAL
                 count += 1
-        found = list(_referents(new.values()))
+            elif type(each) in WITHOUT_MORE or address in seen:
+                continue
+            else:
+                seen.add(address)
+            new.append(each)
+        found = list(_referents(new))
     return count
 
 

@@ -81,15 +81,6 @@ def test_ids_beyond_the_vocabulary_are_counted_and_have_no_text(byte_level: Deto
     assert detokenizer.unknown == 2
 
 
-def test_a_copy_of_a_table_shares_no_pieces(byte_level: DetokenizerTable) -> None:
-    copy = byte_level.copy()
-
-    assert copy.pieces == byte_level.pieces
-    assert copy.pieces is not None and byte_level.pieces is not None
-    shared = [one for one, two in zip(copy.pieces, byte_level.pieces, strict=True) if one is two]
-    assert max(map(len, shared), default=0) <= 1, "only the interpreter's own single characters may be shared"
-
-
 def metaspace_bpe() -> tokenizers.Tokenizer:
     """As in Llama 2: words marked by U+2581, what is not in the vocabulary spelled in byte tokens."""
     tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
