@@ -18,7 +18,7 @@ settings.load_profile("no-deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--duration", type=float, default=5.0, metavar="SECONDS", help="how long each soak test runs")
+    parser.addoption("--duration", type=float, default=3.0, metavar="SECONDS", help="how long each soak test runs")
 
 
 def pytest_sessionstart() -> None:
