@@ -132,9 +132,13 @@ def scanning(_: None) -> Call:
     return lambda: feed(" the")
 
 
-def reading_call(_: None) -> Call:
+def call_formats() -> Formats:
+    return Formats(Choice(named_reasoning("qwen3"), ""), Choice(named_calls("hermes"), ""))
+
+
+def reading_call(formats: Formats) -> Call:
     """Tokens of a tool call's argument, one at a time; a new answer when its text is used up."""
-    table, formats = model().tokenizer.table, Formats(_named_reasoning(), _named_calls())
+    table = model().tokenizer.table
     prose = "The gateway turns text into numbers, and numbers back into text. " * 20
     opening, ids = (list(memoryview(model().tokenizer.encode(text)).cast("I")) for text in (CALL, prose))
     state: dict[str, Any] = {"left": iter(())}
@@ -150,14 +154,6 @@ def reading_call(_: None) -> Call:
         state["event"]([token_id], None, None)
 
     return read
-
-
-def _named_reasoning() -> Choice[Any]:
-    return Choice(named_reasoning("qwen3"), "")
-
-
-def _named_calls() -> Choice[Any]:
-    return Choice(named_calls("hermes"), "")
 
 
 def writing_event(_: None) -> Call:
@@ -229,7 +225,7 @@ COMPONENTS = (
     Component("decode a frame of 256 tokens", nothing, decoding_frame),
     Component("detokenize a token", nothing, detokenizing),
     Component("stop strings, a token", nothing, scanning),
-    Component("read a tool call, a token", nothing, reading_call),
+    Component("read a tool call, a token", call_formats, reading_call),
     Component("write a token's event", nothing, writing_event),
     # Image processors: perf/images.py.
 )

@@ -66,12 +66,12 @@ def together(results: Sequence[Result]) -> Result:
     )
 
 
-def all_of(parts: Sequence[FlowResult]) -> FlowResult:
+def all_of(results: Sequence[FlowResult]) -> FlowResult:
     whole = FlowResult()
-    for part in parts:
+    for result in results:
         for name in COUNTED:
-            setattr(whole, name, getattr(whole, name) + getattr(part, name))
-        whole.first_error = whole.first_error or part.first_error
+            setattr(whole, name, getattr(whole, name) + getattr(result, name))
+        whole.first_error = whole.first_error or result.first_error
     whole.gaps.sort()
     whole.arrivals.sort()
     return whole

@@ -13,8 +13,6 @@ from perf.parameters import Parameters
 from perf.processes import Process
 from perf.results import Figure, Sample
 
-HELPERS = max(1, CORES // 4)
-"""So many load processes and engines where the work grows with the machine's cores."""
 MOST_OF_MACHINE = 0.25
 """Above this share of the machine for load and engines together, figures of throughput say little."""
 

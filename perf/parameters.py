@@ -45,8 +45,8 @@ class Parameters:
     """Long prompts a second beside the steady streams."""
     mixed_seconds: float = 3.0
     mixed_bound_ms: float = 40.0
-    """The inter-token p99 up to which a rate counts as served: two engine steps: one token in a
-    hundred may be a step late."""
+    """The inter-token p99 up to which a rate counts as served: two engine steps, so one token in a hundred may be late
+    by a step."""
 
     prompt_tokens: tuple[int, ...] = (1_000, 10_000, 40_000, 100_000)
     prompt_clients: tuple[int, ...] = (2,)

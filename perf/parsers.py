@@ -70,6 +70,7 @@ class Case:
 
 def main(_: Sequence[str] = ()) -> None:
     model = load_models(())["demo"]
+    make_immortal()
     say(f"{'µs a token':<26}{'no reader':>12}{'reader':>9}{'reader, 2 stop strings':>25}")
     for name, family, opening, text, opens in CASES:
         bare = microseconds_per_token(model, Case(None, opening, text, opens), ())
@@ -134,7 +135,6 @@ def scaling(model: Model, case: Case) -> float:
 
     They share the table, as HTTP loops do.
     """
-    make_immortal()
     ratios = []
     for _ in range(RUNS):
         alone = max(thread_seconds([Share(model, case)]))

@@ -170,7 +170,6 @@ def test_a_special_token_that_is_markup_is_seen_by_the_reader_alone() -> None:
 
     assert table.new().feed(text) == "a"
     assert table.new(shows_markers=True).feed(text) == "<|im_start|>a"
-    assert table.new(shows_markers=True).feed(text) == "<|im_start|>a"
     assert TABLE.new(shows_markers=True).feed(text) == "a"
 
 

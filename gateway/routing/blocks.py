@@ -154,7 +154,7 @@ class BlockIndex:
 
     def predict(self, blocks: CachedBlocks, keys: Sequence[int], now: float) -> list[int]:
         """A prompt was sent there, so its blocks will be cached, the first for longest; returns what is new of them."""
-        predicted, stored, believed, bit = blocks.predicted, self._stored.of, self._predicted.of, blocks.bit
+        predicted, stored, bit = blocks.predicted, self._stored.of, blocks.bit
         new = []
         for key in reversed(keys):
             low = key & LOW
@@ -165,7 +165,7 @@ class BlockIndex:
                 predicted[key] = predicted.pop(key)
                 continue
             predicted[key] = now
-            believed[low][key] = believed[low][key] | bit if key in believed[low] else bit
+            self._add(self._predicted, key, bit)
             new.append(key)
         self._evict(blocks)
         return new
@@ -232,8 +232,7 @@ class BlockIndex:
 
     def _add(self, parted: Parted[Holders], key: int, bit: int) -> None:
         holders = parted.of[key & LOW]
-        others = holders[key]
-        holders[key] = others | bit if others else bit
+        holders[key] = holders[key] | bit if key in holders else bit
 
     def _drop(self, parted: Parted[Holders], key: int, bit: int) -> None:
         holders = parted.of[key & LOW]

@@ -12,13 +12,15 @@ from perf.arms import Arm, start
 from perf.builds import Build
 from perf.load import Flow
 from perf.machine import CORES
-from perf.measure import HELPERS, Context, drive, percentile, with_threads
+from perf.measure import Context, drive, percentile, with_threads
 from perf.parameters import Parameters
 from perf.results import Figure, Place, Sample
 from perf.scenarios.scenario import Chart, Scenario
 from perf.scenarios.stall import two_engines
 
 SHORT, LONG = "short requests, HTTP threads", "10k-token prompts, CPU threads"
+HELPERS = max(1, CORES // 4)
+"""So many load processes, and engines: one would not keep a machine of many cores busy."""
 LONG_PROMPTS = max(700, 300 * CORES)
 """More than a gateway answers in the time."""
 
