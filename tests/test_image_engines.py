@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import signal
 from collections.abc import Iterator
@@ -155,9 +156,18 @@ def rounded(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 def test_requests_go_where_their_images_are_cached(fleet: Fleet) -> None:
     questions = ("What is it?", "And why?", "Who did it?")
-    homes = [[worker_of(fleet.gateway, colour, question) for question in questions] for colour in range(8)]
-    assert all(len({*home}) == 1 for home in homes), homes
-    assert len({home[0] for home in homes}) == 2, "equal tokens are not the same picture"
+    colours = itertools.count()
+    homes = set()
+
+    def both_have_some() -> bool:
+        colour = next(colours)
+        home = {worker_of(fleet.gateway, colour, question) for question in questions}
+        assert len(home) == 1, (colour, home)
+        homes.update(home)
+        return len(homes) == 2
+
+    # An engine may have told of another model's request when it last told anything, and is passed over until it does.
+    eventually(both_have_some, "another picture is another prompt, though its tokens are equal: it goes elsewhere")
 
 
 def worker_of(gateway: Gateway, colour: int, question: str) -> str:
