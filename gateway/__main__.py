@@ -9,8 +9,7 @@ import sysconfig
 
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # our threads do that
-    "GRPC_VERBOSITY": "NONE",  # its log is about connections, of which ours tells more
-    "GRPC_ENABLE_FORK_SUPPORT": "0",  # its fork handlers would stop every thread when we start a process
+    "GRPC_VERBOSITY": "NONE",  # of engines that we start: its log is about connections, of which ours tells more
 }
 
 
@@ -26,7 +25,7 @@ def check_version() -> None:
 def switch_off_gil() -> None:
     """On a free-threaded build, start over with PYTHON_GIL=0 unless the GIL was chosen or refused explicitly.
 
-    Importing grpcio or tokenizers would otherwise switch it on: they do not declare that they can do without.
+    Importing tokenizers would otherwise switch it on: it does not declare that it can do without.
     """
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         return
@@ -47,7 +46,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # No interpreter shutdown: the engine loop is never closed, and its threads would run into a dying interpreter.
+    # No interpreter shutdown: threads would run into a dying interpreter.
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -288,8 +288,7 @@ def _obey(command: Command) -> None:
 
 
 class EngineThread:
-    """The one thread and loop that speak gRPC. The loop is never closed before the process ends: `grpc.aio` funnels
-    the events of every loop through one queue, and a closed one breaks the others.
+    """The one thread and loop that speak gRPC. The loop is never closed before the process ends.
 
     `admit(address, info)` gives the model a worker serves, or raises WorkerUnfit. Executors are asked how they are
     every `health_seconds`.
@@ -351,7 +350,7 @@ class EngineThread:
         self._loop.run_forever()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # grpc.aio reports odds and ends of calls we have cancelled here; a failed callback of ours is another matter.
+        # asyncio reports the odd broken connection here, too; a failed callback of ours is another matter.
         if "handle" in context:
             self.supervisor.fail(f"the engine thread failed: {context.get('exception')!r}")
         else:

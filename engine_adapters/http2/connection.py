@@ -8,7 +8,7 @@ import itertools
 import ssl
 import struct
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import hpack
 
@@ -49,42 +49,14 @@ from engine_adapters.http2.frames import (
     without_padding,
 )
 from engine_adapters.http2.status import CallFailed, failure_of
+from engine_adapters.http2.stream import PREFIX, Metadata, Question, Receiver, Sender, Stream
 
 RENEWAL = 1 << 29
 """Received bytes after which a window is made whole again."""
-PREFIX = struct.Struct(">BI")
-"""Of a gRPC message: whether it is compressed, and its length."""
-Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
-"""Headers of a call's own: ASCII, the names in lower case."""
 Headers: TypeAlias = "list[tuple[str, str]]"
 MOST_KNOWN_BLOCKS, KNOWN_BLOCK_BYTES = 64, 256
 """How many blocks of headers are remembered with what they say, and how large they may be."""
 RESETS = {REFUSED_STREAM: "UNAVAILABLE", CANCEL: "CANCELLED", ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED"}
-
-
-class Receiver(Protocol):
-    """Whoever made a call."""
-
-    def received(self, message: bytes) -> None:
-        """A message has come."""
-
-    def ended(self, failure: "CallFailed | None") -> None:
-        """The call is over. It is the last thing to be said of it, and not said when we cancel it ourselves."""
-
-
-class Stream:
-    """One call."""
-
-    __slots__ = ("headers", "number", "received", "receiver", "rest", "send_window", "unsent")
-
-    def __init__(self, number: int, receiver: Receiver, send_window: int, unsent: bytes) -> None:
-        self.number = number
-        self.receiver = receiver
-        self.send_window = send_window
-        self.unsent = memoryview(unsent)
-        self.rest = b""
-        self.received = 0
-        self.headers: dict[str, str] = {}
 
 
 class Connection(asyncio.Protocol):
@@ -98,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._streams: dict[int, Stream] = {}
         self._calls: dict[Receiver, Stream] = {}
-        self._waiting: dict[Receiver, tuple[str, bytes, Metadata]] = {}
+        self._waiting: dict[Stream, None] = {}
         self._numbers = itertools.count(1, 2)
         self._decoder = hpack.Decoder()
         self._known_blocks: dict[bytes, Headers] = {}
@@ -113,19 +85,37 @@ class Connection(asyncio.Protocol):
 
     def call(self, path: str, message: bytes, receiver: Receiver, metadata: Metadata = ()) -> None:
         """Send a request with one message. When the server takes no more calls at a time, it waits."""
-        if self.loss or self._farewell:
-            receiver.ended(CallFailed("UNAVAILABLE", self.loss or self._farewell))
-        elif len(self._streams) >= self._max_streams:
-            self._waiting[receiver] = path, message, metadata
+        self._make(Stream(path, metadata, message, receiver))
+
+    def begin(self, path: str, message: bytes, sender: Sender, metadata: Metadata = ()) -> bool:
+        """The same, for a call whose further messages `send` sends: it goes on until the server ends it, or `cancel`.
+        Whether the message has gone out; if not, the sender is told when it has.
+        """
+        stream = Stream(path, metadata, message, sender)
+        stream.sender = sender
+        self._make(stream)
+        return not stream.unsent
+
+    def send(self, sender: Sender, message: bytes) -> bool:
+        """One more message of a call that was begun, if it has not ended; returns what `begin` does."""
+        stream = self._calls.get(sender)
+        if stream is None:
+            return True
+        data = PREFIX.pack(0, len(message)) + message
+        if stream.unsent:
+            stream.unsent = memoryview(b"".join((stream.unsent, data)))
         else:
-            self._start(path, message, metadata, receiver)
+            stream.unsent = memoryview(data)
+            if stream.number:
+                self._transport.write(b"".join(self._sendable(stream)))
+        return not stream.unsent
 
     def cancel(self, receiver: Receiver) -> None:
         """End a call; its receiver hears nothing more. Unknown ones are ignored."""
-        self._waiting.pop(receiver, None)
         stream = self._calls.get(receiver)
         if stream is not None:
-            self._reset(stream)
+            if stream.number:
+                self._reset(stream)
             self._forget(stream)
 
     async def ask(self, path: str, message: bytes, seconds: float) -> bytes:
@@ -140,6 +130,7 @@ class Connection(asyncio.Protocol):
             self.cancel(question)
 
     def close(self) -> None:
+        """At once, whatever has not gone out."""
         self._lose("the connection was closed")
 
     # --- asyncio's side ---------------------------------------------------------------------------------------------
@@ -178,8 +169,8 @@ class Connection(asyncio.Protocol):
         if self.loss:
             return
         self.loss = reason
-        self._transport.close()
-        receivers = [*self._calls, *self._waiting]
+        self._transport.abort()  # what is still to be written nobody may ever read
+        receivers = [*self._calls]
         self._calls.clear()
         self._streams.clear()
         self._waiting.clear()
@@ -189,22 +180,33 @@ class Connection(asyncio.Protocol):
 
     # --- what is sent -----------------------------------------------------------------------------------------------
 
-    def _start(self, path: str, message: bytes, metadata: Metadata, receiver: Receiver) -> None:
+    def _make(self, stream: Stream) -> None:
+        if self.loss or self._farewell:
+            stream.receiver.ended(CallFailed("UNAVAILABLE", self.loss or self._farewell))
+            return
+        self._calls[stream.receiver] = stream
+        if len(self._streams) >= self._max_streams:
+            self._waiting[stream] = None
+        else:
+            self._start(stream)
+
+    def _start(self, stream: Stream) -> None:
         number = next(self._numbers)
         if number > LARGEST_WINDOW:
             self._farewell = "the connection has used up its numbers"
-            receiver.ended(CallFailed("UNAVAILABLE", self._farewell))
+            del self._calls[stream.receiver]
+            stream.receiver.ended(CallFailed("UNAVAILABLE", self._farewell))
             return
-        head = self._heads.get(path)
+        head = self._heads.get(stream.path)
         if head is None:
-            head = self._heads[path] = request_head(path, self._authority)
-        head += b"".join(itertools.starmap(header, metadata))
-        stream = Stream(number, receiver, self._first_window, PREFIX.pack(0, len(message)) + message)
-        self._streams[stream.number] = self._calls[receiver] = stream
-        self._transport.write(b"".join((frame(HEADERS, END_HEADERS, stream.number, head), *self._sendable(stream))))
+            head = self._heads[stream.path] = request_head(stream.path, self._authority)
+        head += b"".join(itertools.starmap(header, stream.metadata))
+        stream.number, stream.send_window = number, self._first_window
+        self._streams[number] = stream
+        self._transport.write(b"".join((frame(HEADERS, END_HEADERS, number, head), *self._sendable(stream))))
 
     def _sendable(self, stream: Stream) -> "Iterator[bytes | memoryview]":
-        """Frames of the request, as far as the windows are open; the last one ends it."""
+        """Frames of the request, as far as the windows are open; the last one ends it, unless more is to come."""
         while stream.unsent:
             size = min(len(stream.unsent), stream.send_window, self._send_window, self._frame_size)
             if size <= 0:
@@ -213,7 +215,7 @@ class Connection(asyncio.Protocol):
             payload, stream.unsent = stream.unsent[:size], stream.unsent[size:]
             stream.send_window -= size
             self._send_window -= size
-            yield frame_head(size, DATA, 0 if stream.unsent else END_STREAM, stream.number)
+            yield frame_head(size, DATA, 0 if stream.unsent or stream.sender else END_STREAM, stream.number)
             yield payload
         self._blocked.pop(stream, None)
 
@@ -222,15 +224,22 @@ class Connection(asyncio.Protocol):
         for stream in [*self._blocked]:
             if self._send_window <= 0:
                 return
-            if stream.send_window > 0:
+            if stream.send_window > 0 and stream in self._blocked:
                 self._transport.write(b"".join(self._sendable(stream)))
+                if stream.sender is not None and not stream.unsent:
+                    stream.sender.sent()
 
     def _forget(self, stream: Stream) -> None:
-        del self._streams[stream.number], self._calls[stream.receiver]
+        del self._calls[stream.receiver]
+        self._streams.pop(stream.number, None)
+        self._waiting.pop(stream, None)
         self._blocked.pop(stream, None)
         while self._waiting and len(self._streams) < self._max_streams:
-            receiver = next(iter(self._waiting))
-            self._start(*self._waiting.pop(receiver), receiver)
+            following = next(iter(self._waiting))
+            del self._waiting[following]
+            self._start(following)
+            if following.sender is not None and not following.unsent:
+                following.sender.sent()
 
     # --- what comes -------------------------------------------------------------------------------------------------
 
@@ -323,7 +332,7 @@ class Connection(asyncio.Protocol):
         return headers
 
     def _end(self, stream: Stream, failure: "CallFailed | None") -> None:
-        if stream.unsent:  # nobody wants the rest of the request
+        if stream.unsent or stream.sender is not None:  # nobody wants the rest of the request
             self._reset(stream)
         self._forget(stream)
         stream.receiver.ended(failure)
@@ -357,30 +366,12 @@ class Connection(asyncio.Protocol):
         last, error = U32.unpack_from(payload)[0] & LARGEST_WINDOW, U32.unpack_from(payload, 4)[0]
         self._farewell = f"the server is going away: {payload[8:].decode(errors='replace') or f'error {error}'}"
         refused = [stream for stream in self._streams.values() if stream.number > last]
+        refused += self._waiting
+        self._waiting.clear()
         for stream in refused:
             self._forget(stream)
-        waiting, self._waiting = [*self._waiting], {}
-        for receiver in (*(stream.receiver for stream in refused), *waiting):
-            receiver.ended(CallFailed("UNAVAILABLE", self._farewell))
-
-
-class Question:
-    """A call with one message for an answer."""
-
-    def __init__(self, answer: "asyncio.Future[bytes]") -> None:
-        self.answer = answer
-        self._message: bytes | None = None
-
-    def received(self, message: bytes) -> None:
-        self._message = message
-
-    def ended(self, failure: "CallFailed | None") -> None:
-        if self.answer.done():
-            return
-        if failure is None and self._message is not None:
-            self.answer.set_result(self._message)
-        else:
-            self.answer.set_exception(failure or CallFailed("INTERNAL", "the server ended the call without an answer"))
+        for stream in refused:
+            stream.receiver.ended(CallFailed("UNAVAILABLE", self._farewell))
 
 
 async def connect(target: str, tls: "ssl.SSLContext | None" = None) -> Connection:

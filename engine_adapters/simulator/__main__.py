@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine_adapters.base import FEATURES, EngineInfo
+from engine_adapters.serving import ServerTls, add_server_options
 from engine_adapters.simulator.engine import SimulatedEngine
 from engine_adapters.simulator.logprobs import LogprobSource
 from engine_adapters.simulator.outputs import plan_maker
@@ -21,7 +22,6 @@ from engine_adapters.simulator.script import ScriptError
 from engine_adapters.simulator.trtllm_server import TrtllmServer
 from engine_adapters.step.server import StepServer
 from engine_adapters.step.session import Stream
-from engine_adapters.tls import ServerTls, add_server_options
 from engine_adapters.tokenizer_file import (
     TokenizerFile,
     TokenizerFileError,

@@ -27,10 +27,9 @@ from engine_adapters.base import (
     Sampling,
     Submission,
 )
-from engine_adapters.handlers import service_of
+from engine_adapters.serving import ServerTls, bind, service_of
 from engine_adapters.step.server import SERVER_OPTIONS, Output, StepEngine
 from engine_adapters.step.session import Stream
-from engine_adapters.tls import ServerTls, bind
 from engine_adapters.trtllm.native import messages
 from engine_adapters.trtllm.native.translation import GUIDE_TYPES
 

@@ -7,15 +7,13 @@ import asyncio
 import time
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
-import grpc
-import grpc.aio
-
-from engine_adapters import codec
+from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Finish, FinishReason, Key, KvEvent, Load, Submission
-from engine_adapters.image import Payload
+from engine_adapters.http2 import CallFailed
+from engine_adapters.image import MemoryFile, Payload
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
 from engine_adapters.step.outgoing import Uploader, UploadFailed, image_messages
 from engine_adapters.tls import WorkerTls
@@ -27,18 +25,7 @@ SILENCE_SECONDS = 10.0
 """An executor speaks every second; one that says nothing for this long is taken for dead."""
 FRAME_BYTES = 1 << 20
 """A ClientFrame takes no further prompt once it is this large, so that no abort waits behind many long ones."""
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-)
 Answer = TypeVar("Answer", bound=codec.Message)
-AttachCall: TypeAlias = "grpc.aio.StreamStreamCall[messages.ClientFrame, bytes]"
 
 
 class StepClient(Generic[Key]):
@@ -65,22 +52,25 @@ class StepClient(Generic[Key]):
         self._count_fault = count_fault
         self._on_kv_events = on_kv_events
         self._kv_events = 0
-        self._channel = _channel(address, tls)
-        self._waits = tls is None
-        """For a connection. With TLS a failure is told at once, and why: it is seldom one that goes by."""
+        self._tls = tls
+        self._connection: http2.Connection | None = None
         self._keys: dict[int, Key] = {}
         self._stream_ids: dict[Key, int] = {}
         self._aborted: set[int] = set()
         self._next_stream_id = 1
         self._submits: deque[messages.Submit] = deque()
         self._aborts: list[int] = []
-        self._something_to_send = asyncio.Event()
+        self._is_flushing = False
+        self._is_clear = False
+        """Whether the executor has room for another frame."""
         self._load = Load()
         self._last_frame_at = time.monotonic()
         self._uploader = Uploader(self._upload)
         self._uploading: dict[int, tuple[messages.Submit, asyncio.Task[None]]] = {}
         self._reads_memory = False
         self._deliver: Callable[[list[Delivery[Key]]], None] = _to_nobody
+        self._end: asyncio.Future[None] | None = None
+        """Of the Attach stream: fails with what ended it."""
 
     @property
     def load(self) -> Load:
@@ -95,6 +85,7 @@ class StepClient(Generic[Key]):
         return len(self._aborted)
 
     async def connect(self) -> EngineInfo:
+        self._connection = await http2.reach(self._address, self._tls, CONNECT_SECONDS)
         info = await self._ask(messages.EXECUTOR_GET_INFO, messages.InfoRequest(), messages.Info)
         if info.protocol_version != PROTOCOL_VERSION:
             raise EngineLost(
@@ -107,25 +98,24 @@ class StepClient(Generic[Key]):
             raise EngineLost(f"{self._address} says of itself what makes no sense: {error}") from error
 
     async def run(self, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
-        attach: grpc.aio.StreamStreamMultiCallable[messages.ClientFrame, bytes] = self._channel.stream_stream(
-            messages.EXECUTOR_ATTACH, request_serializer=codec.encode
-        )
-        call = attach()
         self._deliver = deliver
-        halves = [asyncio.create_task(self._send(call)), asyncio.create_task(self._receive(call, deliver))]
+        self._end = asyncio.get_running_loop().create_future()
+        self._last_frame_at = time.monotonic()
+        probe = memory.probe()  # held until the stream ends
         try:
-            done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
-            for half in done:
-                half.result()
-        except grpc.aio.AioRpcError as error:
-            raise EngineLost(f"the stream to {self._address} broke: {_describe(error)}") from error
-        except asyncio.InvalidStateError as error:  # what grpc.aio makes of a write to a call that has just ended
-            raise EngineLost(f"the stream to {self._address} broke: {error}") from error
+            self._is_clear = self._wire.begin(messages.EXECUTOR_ATTACH, codec.encode(_hello(probe)), self)
+            self._flush()
+            while (left := self._last_frame_at + SILENCE_SECONDS - time.monotonic()) > 0:
+                await asyncio.wait((self._end,), timeout=left)
+                if self._end.done():
+                    return self._end.result()
+            raise EngineLost(f"{self._address} has been silent for {SILENCE_SECONDS:g} s")
         finally:
-            call.cancel()
-            for half in (*halves, *(task for _, task in self._uploading.values())):
-                half.cancel()
-            await asyncio.gather(*halves, return_exceptions=True)
+            self._end.cancel()
+            self._deliver = _to_nobody
+            self._wire.cancel(self)
+            for _, task in self._uploading.values():
+                task.cancel()
 
     def submit(self, keys: Sequence[Key], submission: Submission) -> None:
         if len(keys) != submission.n or not 0 < submission.n <= ANSWERS_LIMIT:
@@ -145,7 +135,7 @@ class StepClient(Generic[Key]):
 
     def _queue(self, message: messages.Submit) -> None:
         self._submits.append(message)
-        self._something_to_send.set()
+        self._flush_soon()
 
     async def _submit_behind(self, message: messages.Submit, payloads: "list[tuple[bytes, Payload]]") -> None:
         """Upload what the message refers to, then send it."""
@@ -176,7 +166,7 @@ class StepClient(Generic[Key]):
         queued = next((submit for submit in self._unsent() if stream_id in _stream_ids(submit)), None)
         if queued is None:
             self._aborts.append(stream_id)
-            self._something_to_send.set()
+            self._flush_soon()
         elif self._aborted.issuperset(_stream_ids(queued)):
             if queued.stream_id in self._uploading:
                 self._uploading[queued.stream_id][1].cancel()
@@ -195,21 +185,27 @@ class StepClient(Generic[Key]):
             reply = await self._call(messages.EXECUTOR_HEALTH, messages.HealthRequest(), messages.HealthReply)
         except codec.DecodeError as error:
             return f"its answer to a health check cannot be read: {error}"
-        except grpc.aio.AioRpcError as error:
-            speaks = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and self._last_frame_at > began
-            return "" if speaks or error.code() is grpc.StatusCode.UNIMPLEMENTED else _describe(error)
+        except CallFailed as error:
+            speaks = error.code == "DEADLINE_EXCEEDED" and self._last_frame_at > began
+            return "" if speaks or error.code == "UNIMPLEMENTED" else str(error)
         return "" if reply.healthy else reply.message or "it says that it is not healthy"
 
     async def close(self) -> None:
-        await self._channel.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    @property
+    def _wire(self) -> http2.Connection:
+        assert self._connection is not None, "connect comes first"
+        return self._connection
 
     async def _ask(
         self, method: str, question: codec.Message, answer: type[Answer], seconds: float = CONNECT_SECONDS
     ) -> Answer:
         try:
             return await self._call(method, question, answer, seconds)
-        except grpc.aio.AioRpcError as error:
-            raise EngineLost(f"{self._address} does not answer: {_describe(error)}") from error
+        except CallFailed as error:
+            raise EngineLost(f"{self._address} does not answer: {error}") from error
         except codec.DecodeError as error:
             self._count_fault("malformed_frame")
             raise EngineLost(f"{self._address} answers what is no step stream's: {error}") from error
@@ -217,26 +213,26 @@ class StepClient(Generic[Key]):
     async def _call(
         self, method: str, question: codec.Message, answer: type[Answer], seconds: float = CONNECT_SECONDS
     ) -> Answer:
-        """Raises AioRpcError and DecodeError."""
-        call: grpc.aio.UnaryUnaryMultiCallable[codec.Message, bytes] = self._channel.unary_unary(
-            method, request_serializer=codec.encode
-        )
-        # Decoded here: of a deserializer that raises, grpc.aio makes a None.
-        return codec.decode(answer, await call(question, timeout=seconds, wait_for_ready=self._waits))
+        """Raises CallFailed and DecodeError."""
+        return codec.decode(answer, await self._wire.ask(method, codec.encode(question), seconds))
 
-    async def _send(self, call: AttachCall) -> None:
-        """Write what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
-        probe = memory.probe()  # held until the stream ends
-        hello = messages.ClientFrame(protocol_version=PROTOCOL_VERSION)
-        if probe is not None:
-            hello.memory_probe_content, file = probe
-            hello.memory_probe = messages.MemoryFile(file.pid, file.fd, file.inode, file.size)
-        await call.write(hello)
-        while True:
-            await self._something_to_send.wait()
-            self._something_to_send.clear()
-            while self._submits or self._aborts:
-                await call.write(self._next_frame())
+    # --- what is sent -----------------------------------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        """With what else comes in this turn of the loop."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
+        self._is_flushing = False
+        while self._is_clear and (self._submits or self._aborts):
+            self._is_clear = self._wire.send(self, codec.encode(self._next_frame()))
+
+    def sent(self) -> None:
+        self._is_clear = True
+        self._flush()
 
     def _next_frame(self) -> messages.ClientFrame:
         aborts, self._aborts = self._aborts, []
@@ -252,20 +248,31 @@ class StepClient(Generic[Key]):
         frame.aborts = array("I", aborts).tobytes()
         return frame
 
-    async def _receive(self, call: AttachCall, deliver: Callable[[list[Delivery[Key]]], None]) -> None:
-        while True:
-            data = await _in_time(call.read(), self._address)
-            if not isinstance(data, bytes):
-                raise EngineLost(f"{self._address} ended the stream: {await call.code()} {await call.details()}")
-            self._last_frame_at = time.monotonic()
-            try:
-                deliveries = self._deliveries(codec.decode(messages.StepFrame, data))
-            except (codec.DecodeError, ValueError, TypeError) as error:
-                # Tokens are lost with it and nobody knows whose: every stream must learn that it is broken.
-                self._count_fault("malformed_frame")
-                raise EngineLost(f"{self._address} sent a malformed frame: {error}") from error
+    # --- what comes -------------------------------------------------------------------------------------------------
+
+    def received(self, message: bytes) -> None:
+        assert self._end is not None
+        if self._end.done():
+            return
+        self._last_frame_at = time.monotonic()
+        try:
+            deliveries = self._deliveries(codec.decode(messages.StepFrame, message))
+        except (codec.DecodeError, ValueError, TypeError) as error:
+            # Tokens are lost with it and nobody knows whose: every stream must learn that it is broken.
+            self._count_fault("malformed_frame")
+            self._end.set_exception(EngineLost(f"{self._address} sent a malformed frame: {error}"))
+            return
+        try:
             if deliveries:
-                deliver(deliveries)
+                self._deliver(deliveries)
+        except Exception as error:  # not this connection's fault: whoever runs it shall hear of it
+            self._end.set_exception(error)
+
+    def ended(self, failure: "CallFailed | None") -> None:
+        assert self._end is not None
+        if not self._end.done():
+            what = f"the stream to {self._address} broke: {failure}" if failure else f"{self._address} ended the stream"
+            self._end.set_exception(EngineLost(what))
 
     def _deliveries(self, frame: messages.StepFrame) -> list[Delivery[Key]]:
         """What a frame means for the streams we know; raises ValueError or TypeError when its columns do not fit."""
@@ -334,13 +341,12 @@ def _to_nobody(deliveries: object) -> None:
     """Before `run` there is nobody to hear."""
 
 
-def _channel(address: str, tls: "WorkerTls | None") -> grpc.aio.Channel:
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    try:
-        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=CHANNEL_OPTIONS)
-    except OSError as error:
-        raise EngineLost(f"the files for TLS with {address} cannot be read: {error}") from error
+def _hello(probe: "tuple[bytes, MemoryFile] | None") -> messages.ClientFrame:
+    hello = messages.ClientFrame(protocol_version=PROTOCOL_VERSION)
+    if probe is not None:
+        hello.memory_probe_content, file = probe
+        hello.memory_probe = messages.MemoryFile(file.pid, file.fd, file.inode, file.size)
+    return hello
 
 
 def _stream_ids(submit: messages.Submit) -> range:
@@ -364,14 +370,3 @@ def columns(frame: messages.StepFrame) -> list[tuple[int, Sequence[int]]]:
         result.append((stream_id, token_ids[start : start + count]))
         start += count
     return result
-
-
-async def _in_time(read: Awaitable[object], address: str) -> object:
-    try:
-        return await asyncio.wait_for(read, SILENCE_SECONDS)
-    except asyncio.TimeoutError:
-        raise EngineLost(f"{address} has been silent for {SILENCE_SECONDS:g} s") from None
-
-
-def _describe(error: grpc.aio.AioRpcError) -> str:
-    return f"{error.code().name}: {error.details()}"

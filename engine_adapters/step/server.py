@@ -15,14 +15,13 @@ import grpc.aio
 
 from engine_adapters import codec
 from engine_adapters.base import EngineInfo, Finish, FinishReason, KvEvent, Load, Logprobs, Submission
-from engine_adapters.handlers import service_of
 from engine_adapters.image import MemoryFile
+from engine_adapters.serving import ServerTls, bind, service_of
 from engine_adapters.step import ANSWERS_LIMIT, PROTOCOL_VERSION, STREAM_ID_LIMIT, memory, messages, translation
 from engine_adapters.step.kv_index import KvIndex
 from engine_adapters.step.payloads import NoRoom, PayloadMissing, Uploads, as_images
 from engine_adapters.step.problems import find_image_problem, find_problem
 from engine_adapters.step.session import Session, Stream
-from engine_adapters.tls import ServerTls, bind
 
 HELLO_SECONDS = 10.0
 BEAT_SECONDS = 0.3

@@ -33,7 +33,7 @@ class Pipe(asyncio.Transport):
         assert data or not self.is_closed
         self.written += data
 
-    def close(self) -> None:
+    def abort(self) -> None:
         self.is_closed = True
 
 
@@ -56,6 +56,26 @@ class Caller:
         (failure,) = self.ends
         assert failure is not None
         return failure.code, failure.details
+
+
+class Talker(Caller):
+    """Sends these messages, each when the one before has gone out."""
+
+    def __init__(self, server: "Server", *messages: bytes) -> None:
+        super().__init__()
+        self.server = server
+        self.unsent = [*messages]
+        self.is_clear = server.client.begin(PATH, self.unsent.pop(0), self)
+        self.talk()
+
+    def talk(self) -> None:
+        while self.unsent and self.is_clear:
+            self.is_clear = self.server.client.send(self, self.unsent.pop(0))
+
+    def sent(self) -> None:
+        assert not self.is_clear and not self.ends
+        self.is_clear = True
+        self.talk()
 
 
 class Server:
@@ -194,6 +214,47 @@ def test_a_request_waits_for_a_window_and_goes_on_when_it_opens() -> None:
     server.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 3})
     server.pump()
     assert server.got(number) == framed(b"question")
+
+
+@settings(max_examples=50)
+@given(messages=st.lists(st.binary(max_size=70), min_size=1, max_size=6), window=st.integers(0, 100))
+def test_a_call_that_goes_on_sends_one_message_after_the_other(messages: list[bytes], window: int) -> None:
+    server = Server(initial_window_size=window)
+    server.pump()
+    talker = Talker(server, *messages)
+    server.pump()
+    assert talker.is_clear is not (window == 0)
+    server.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window + 1})
+    server.pump()
+    assert talker.is_clear and not talker.unsent
+    assert server.got(1) == framed(*messages)
+    assert not server.has(h2.events.StreamEnded, 1)
+    server.client.cancel(talker)
+    server.pump()
+    assert server.has(h2.events.StreamReset, 1)
+    assert server.client.send(talker, b"late"), "nobody is kept waiting for it"
+    server.pump()
+    assert not talker.ends
+
+
+def test_what_is_sent_before_there_is_a_place_waits_in_order() -> None:
+    server = Server(max_concurrent_streams=1)
+    _, number = server.call()
+    talker = Talker(server, b"one", b"two")
+    assert not talker.is_clear and talker.unsent == [b"two"]
+    assert not server.client.send(talker, b"in between"), "whoever does not wait loses nothing"
+    server.say(number)
+    assert talker.is_clear and server.got(number + 2) == framed(b"one", b"in between", b"two")
+
+
+def test_a_call_that_goes_on_is_left_when_the_server_ends_it() -> None:
+    server = Server()
+    talker = Talker(server, b"hello")
+    server.pump()
+    server.say(1, framed(b"good", b"bye"))
+    assert (talker.messages, talker.ends) == ([b"good", b"bye"], [None])
+    assert server.client.send(talker, b"more")
+    assert server.got(1) == framed(b"hello")
 
 
 def test_windows_are_made_whole_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_an_engine_that_falls_ill_says_so_and_goes_on(
 @story
 async def test_an_address_where_nobody_listens_is_lost(servicer: Servicer) -> None:
     connection = Connection("127.0.0.1:1")
-    with pytest.raises(EngineLost, match="does not answer"):
+    with pytest.raises(EngineLost, match="cannot be reached"):
         await connection.client.connect()
     await connection.client.close()
 

@@ -26,7 +26,8 @@ from engine_adapters.base import (
     Sampling,
     Submission,
 )
-from engine_adapters.step import PROTOCOL_VERSION, messages
+from engine_adapters.serving import service_of
+from engine_adapters.step import PROTOCOL_VERSION, messages, translation
 from engine_adapters.step import client as step_client
 from engine_adapters.step.client import StepClient
 from engine_adapters.step.messages import StepFrame
@@ -78,11 +79,13 @@ class Connection:
 
     async def attach(self) -> None:
         """Returns when the executor has spoken."""
+        await self.client.connect()
         self._running = asyncio.create_task(self.client.run(self._deliver))
         assert await self.kv_events.get() == ([], True)
 
-    def run(self) -> Coroutine[Any, Any, None]:
-        return self.client.run(self._deliver)
+    async def run(self) -> None:
+        await self.client.connect()
+        await self.client.run(self._deliver)
 
     async def leave(self) -> None:
         if self._running is not None:
@@ -118,10 +121,15 @@ async def attached_to(*frames: StepFrame) -> AsyncIterator[Connection]:
             await context.write(codec.encode(frame))
         await context.read()
 
+    async def get_info(_request: bytes, _context: object) -> bytes:
+        return codec.encode(translation.info_message(INFO))
+
     server = grpc.aio.server()
-    service, method = messages.EXECUTOR_ATTACH[1:].split("/")
-    handler = grpc.method_handlers_generic_handler(service, {method: grpc.stream_stream_rpc_method_handler(attach)})
-    server.add_generic_rpc_handlers((handler,))
+    methods = {
+        messages.EXECUTOR_ATTACH: grpc.stream_stream_rpc_method_handler(attach),
+        messages.EXECUTOR_GET_INFO: grpc.unary_unary_rpc_method_handler(get_info),
+    }
+    server.add_generic_rpc_handlers((service_of(methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     connection = Connection(port)

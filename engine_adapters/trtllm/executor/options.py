@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine_adapters.base import Phase
-from engine_adapters.tls import ServerTls, WorkerTlsError, add_server_options
+from engine_adapters.serving import ServerTls, add_server_options
+from engine_adapters.tls import WorkerTlsError
 
 ROLES: "Mapping[str, Phase]" = {"any": "", "prefill": "prefill", "decode": "decode"}
 SHORT_NAMES = {

@@ -3,7 +3,6 @@
 Threads: none of its own. Everything here runs on the event loop of the gateway's engine thread.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -11,7 +10,7 @@ from typing import Generic, TypeVar
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
-from engine_adapters.tls import WorkerTls, WorkerTlsError
+from engine_adapters.tls import WorkerTls
 from engine_adapters.trtllm.calls import Calls, is_set_within, time_limit
 from engine_adapters.trtllm.native import messages, translation
 from engine_adapters.trtllm.native.call import CallReader
@@ -64,12 +63,7 @@ class NativeClient(Generic[Key]):
         return self._calls.unconfirmed_aborts
 
     async def connect(self) -> EngineInfo:
-        try:
-            connecting = http2.connect(self._address, None if self._tls is None else self._tls.context())
-            self._connection = await asyncio.wait_for(connecting, CONNECT_SECONDS)
-        except (OSError, WorkerTlsError, asyncio.TimeoutError) as error:
-            raise EngineLost(f"{self._address} does not answer: {error or 'no connection in time'}") from error
-        self._calls.connection = self._connection
+        self._connection = self._calls.connection = await http2.reach(self._address, self._tls, CONNECT_SECONDS)
         if problem := await self.check_health():
             raise EngineLost(f"{self._address} does not serve: {problem}")
         model = await self._ask_if_there(

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from engine_adapters import codec, http2
 from engine_adapters.base import Delivery, EngineInfo, EngineLost, Key, Load, Submission
 from engine_adapters.http2 import CallFailed
-from engine_adapters.tls import WorkerTls, WorkerTlsError
+from engine_adapters.tls import WorkerTls
 from engine_adapters.trtllm.calls import Calls, is_set_within, time_limit
 from engine_adapters.trtllm.openengine import messages, translation
 from engine_adapters.trtllm.openengine.answer import AnswerReader
@@ -78,12 +78,7 @@ class OpenEngineClient(Generic[Key]):
         return self._calls.unconfirmed_aborts
 
     async def connect(self) -> EngineInfo:
-        try:
-            connecting = http2.connect(self._address, None if self._tls is None else self._tls.context())
-            self._connection = await asyncio.wait_for(connecting, CALL_SECONDS)
-        except (OSError, WorkerTlsError, asyncio.TimeoutError) as error:
-            raise EngineLost(f"{self._address} cannot be reached: {error or 'no connection in time'}") from error
-        self._calls.connection = self._connection
+        self._connection = self._calls.connection = await http2.reach(self._address, self._tls, CALL_SECONDS)
         try:
             return await self._learn()
         except CallFailed as error:
