@@ -7,7 +7,6 @@ in this process, asks for the streams and counts their tokens.
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 from array import array
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 
 from engine_adapters.base import Delivery, Submission
 from engine_adapters.step.client import StepClient
-from perf import machine, processes
+from perf import builds, machine, processes
 from perf.machine import ROOT
 from perf.report import spread, table
 from perf.samples import WARM_TOKENS
@@ -61,7 +60,7 @@ async def executor_us(port: int, pid: int, streams: int, tokens: int) -> float:
 
 def measure(options: argparse.Namespace) -> str:
     rows = []
-    settings = {**os.environ, "PYTHONPATH": f"{STANDIN}:{ROOT}", "STANDIN_STEP_MS": str(options.step_ms)}
+    settings = {**builds.without_choice(), "PYTHONPATH": f"{STANDIN}:{ROOT}", "STANDIN_STEP_MS": str(options.step_ms)}
     for streams in options.streams:
         ours, floors = [], []
         for _ in range(options.repeats):
@@ -79,7 +78,11 @@ def measure(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python3.13t -m perf executor", description=__doc__)
-    parser.add_argument("--python", default=sys.executable, help="the executor's interpreter; it needs grpcio")
+    parser.add_argument(
+        "--python",
+        default=builds.helper(builds.find()).python,
+        help="the executor's interpreter, which needs grpcio; one with a GIL, as engines have, if there is one",
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--step-ms", type=float, default=20)
