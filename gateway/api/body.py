@@ -84,7 +84,7 @@ def parse(body: bytes) -> "Fields":
     try:
         # Decoded here, since json.loads would let UTF-16 and encoded surrogates through.
         text = body.decode()
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = DECODER.decode(text)
     except RecursionError:
         raise BadRequest(f"the body is nested more than {MAX_NESTING} deep") from None
     except ValueError as error:
@@ -92,7 +92,7 @@ def parse(body: bytes) -> "Fields":
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
     # Only escapes can spell a lone surrogate, only many brackets can nest deeply: most bodies need no search.
-    if ("\\u" in text and ("\\ud" in text or "\\uD" in text)) or _has_many_brackets(text):
+    if _may_have_surrogates(text) or _has_many_brackets(text):
         _examine(value, None, 1)
     return Fields(value, "")
 
@@ -214,8 +214,17 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+"""Made once: json.loads with such a wish would make one each time."""
+
+
 type Place = tuple["Place | None", str]
 """Where a value is: (where its container is, its own part of the path)."""
+
+
+def _may_have_surrogates(text: str) -> bool:
+    # One character is found ten times as fast as two.
+    return "\\" in text and "\\u" in text and ("\\ud" in text or "\\uD" in text)
 
 
 def _has_many_brackets(text: str) -> bool:
