@@ -9,8 +9,9 @@ share besides: models, templates, tables, compiled patterns, the router.
 CPython 3.13 has no interface for it, so the count is set where it lies in memory, once it has been found to lie there.
 Where it does not, nothing is done, and all works, but slower on many cores.
 
-Threads: the main one, once. Of an object's two counts only the thread that made it changes the one that is set here, so
-what others made is left as it is.
+Threads: the main one, before there are others. A list of all objects holds those, too, that another thread is about to
+make: a tuple's size is found while it is filled, and where somebody else refers to it then, CPython raises SystemError.
+Of an object's two counts only the thread that made it changes the one that is set here.
 """
 
 import ctypes
@@ -42,8 +43,11 @@ Words = ctypes.Array[ctypes.c_uint32]
 
 
 def make_immortal() -> int:
-    """All that this thread has made and that is still there. Returns how many objects that were, 0 where it cannot be
-    done: with a GIL nobody contends for counts, and another interpreter may keep them elsewhere."""
+    """All that this thread has made and that is still there, while no other thread runs.
+
+    Returns how many objects that were, 0 where it cannot be done: with a GIL nobody contends for counts, and another
+    interpreter may keep them elsewhere.
+    """
     if not sysconfig.get_config_var("Py_GIL_DISABLED") or sys._is_gil_enabled():
         return 0
     owners, words = (ctypes.c_uint64 * (1 << 44)).from_address(0), (ctypes.c_uint32 * (1 << 45)).from_address(0)
@@ -71,7 +75,7 @@ def make_immortal() -> int:
 def _referents(objects: Iterable[object]) -> Iterator[object]:
     """Also what the collector does not list: strings, numbers, most tuples; and what it does not follow: keys that are
     strings, and types written in C."""
-    yield from gc.get_referents(*(each for each in objects if type(each) not in WITHOUT_MORE))
+    yield from gc.get_referents(*[each for each in objects if type(each) not in WITHOUT_MORE])
     for each in objects:
         if type(each) is FunctionType:
             yield from (each.__code__, each.__defaults__, each.__kwdefaults__, each.__closure__)

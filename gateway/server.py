@@ -59,7 +59,7 @@ LAST_WORDS_SECONDS = 1.0
 
 
 class Server:
-    """A running gateway. Raises StartError when the address cannot be had."""
+    """A gateway, which runs from `begin` on. Raises StartError when the address cannot be had."""
 
     def __init__(
         self, config: Config, models: dict[str, Model], workers: list[WorkerAddress], policies: Policies
@@ -71,7 +71,7 @@ class Server:
         worker_tls = WorkerTls.of(config.worker_ca, config.worker_cert, config.worker_key)
         self._listener = listen(config)
         self._alarm = Alarm()
-        supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring())
+        supervisor = Supervisor(on_failure=lambda reason: self._alarm.ring(), holds=True)
         registry, router = Registry(), Router(policies, rules=breaker_rules(config))
         aliases = read_aliases(config.alias, {**models, **adapters})
         admit = functools.partial(admitted_model, models, aliases)
@@ -119,6 +119,10 @@ class Server:
     def url(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
+
+    def begin(self) -> None:
+        """Until then this process has one thread."""
+        self.gateway.supervisor.begin()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until a failure, or a signal once `end_on_signals` was called; False when `timeout` seconds have passed."""
@@ -290,13 +294,14 @@ def run(config: Config, models: dict[str, Model], workers: list[WorkerAddress], 
     """Serve until a signal or a failure; returns the exit code. Raises StartError."""
     raise_open_files()
     server = Server(config, models, workers, policies)
+    make_immortal()
+    server.begin()
     server.end_on_signals()
     log.event(logging.INFO, f"listening on {server.url}")
     while not server.is_ready() and not server.wait(0.02):
         pass
     if server.is_ready():
         announce(server)
-    make_immortal()
     server.wait()
     return server.stop()
 

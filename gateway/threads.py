@@ -20,11 +20,15 @@ type Command = Callable[[], object]
 
 
 class Supervisor:
-    """Starts the gateway's threads; the unexpected end of any of them is the end of the gateway."""
+    """Starts the gateway's threads; the unexpected end of any of them is the end of the gateway.
 
-    def __init__(self, on_failure: Callable[[str], None] = lambda reason: None) -> None:
+    One that `holds` starts them all at once, when `begin` is called.
+    """
+
+    def __init__(self, on_failure: Callable[[str], None] = lambda reason: None, *, holds: bool = False) -> None:
         self._lock = threading.Lock()
         self._on_failure = on_failure
+        self._held: list[threading.Thread] | None = [] if holds else None
         self.failure: str | None = None
         self.ending = False
         """Set once the process is meant to end: threads may return from then on."""
@@ -32,8 +36,17 @@ class Supervisor:
     def spawn(self, name: str, run: Callable[[], None], *, may_return: bool = False) -> threading.Thread:
         """Run `run` in a daemon thread; an exception is a failure, a return too unless `ending` or `may_return`."""
         thread = threading.Thread(target=self._guarded, args=(name, run, may_return), name=name, daemon=True)
-        thread.start()
+        if self._held is None:
+            thread.start()
+        else:
+            self._held.append(thread)
         return thread
+
+    def begin(self) -> None:
+        """Of one that holds: start what has been spawned, and what will be, at once."""
+        held, self._held = self._held, None
+        for thread in held or ():
+            thread.start()
 
     def fail(self, reason: str) -> None:
         """Record why the gateway cannot go on; only the first reason counts."""

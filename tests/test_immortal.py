@@ -70,33 +70,12 @@ def test_what_comes_later_and_what_other_threads_made_ends_as_ever() -> None:
     """)
 
 
-@no_gil
-def test_threads_may_use_what_is_made_immortal_meanwhile() -> None:
+def test_a_gateway_has_one_thread_while_it_is_done() -> None:
     run("""
-        shared = [Thing() for _ in range(1000)]
-        for each in shared:
-            each.value = [each, "text %d" % id(each)]
-        ready, stop = threading.Barrier(5), threading.Event()
-
-        def use():
-            ready.wait()
-            kept = []
-            while not stop.is_set():
-                for each in shared:
-                    kept.append((each, each.value[1], each.value))
-                    if len(kept) > 500:
-                        kept.clear()
-
-        threads = [threading.Thread(target=use) for _ in range(4)]
-        for each in threads:
-            each.start()
-        ready.wait()
-        for _ in range(3):
-            make_immortal()
-        stop.set()
-        for each in threads:
-            each.join()
-        assert all(is_immortal(each) and each.value[0] is each for each in shared)
+        import os
+        from gateway import command, server
+        server.make_immortal = lambda: os._exit(threading.active_count() - 1)
+        command.main(["--port", "0", "--api-key", "k", "--worker", "step://127.0.0.1:1"])
     """)
 
 

@@ -208,3 +208,14 @@ def test_a_thread_has_its_name_and_holds_no_process_up(supervisor: Supervisor) -
 
     assert seen[0].name == "the name"
     assert seen[0].daemon
+
+
+def test_threads_that_are_held_begin_together() -> None:
+    supervisor, ran = Supervisor(holds=True), []
+    first, second = (supervisor.spawn(name, lambda: ran.append(1), may_return=True) for name in "ab")
+    assert not first.is_alive() and not second.is_alive() and not ran
+    supervisor.begin()
+    late = supervisor.spawn("late", lambda: ran.append(1), may_return=True)
+    for thread in (first, second, late):
+        thread.join(PATIENCE)
+    assert len(ran) == 3
