@@ -135,7 +135,8 @@ class Server:
             signal.signal(number, lambda *_: None)  # that there is a handler makes it write to the alarm
 
     def is_ready(self) -> bool:
-        return not unready(self.gateway)
+        """Whether all HTTP loops are there, and a worker for every model."""
+        return len(self.gateway.loops) == len(self._http) and not unready(self.gateway)
 
     def stop(self) -> int:
         """End everything in order and return the exit code. The engine's loop goes on until the process is gone."""

@@ -80,6 +80,7 @@ def test_nothing_is_left_over(server: str, duration: float) -> None:
     workers = [simulator.url for simulator in simulators]
     arguments = ("--server", server, "--http-threads", "2")
     with simulators[0], simulators[1], Gateway(*arguments, workers=workers, program=COUNTING) as gateway:
+        gateway.line("^Ready: ", "stdout")  # with both of its loops
         eventually(lambda: gateway.worker_states() == ["ready", "ready"])
         process = psutil.Process(gateway.child.pid)
         chat.complete(gateway, max_tokens=1)
