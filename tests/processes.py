@@ -224,7 +224,7 @@ class Gateway(Process):
     def refuses_connections(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE).close()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):  # reset: it stops listening at this very moment
             return True
         return False
 
