@@ -227,8 +227,11 @@ class StepClient(Generic[Key]):
     def _flush(self) -> None:
         """Send what has gathered, in as few frames as their size allows; aborts travel in the first of them."""
         self._is_flushing = False
-        while self._is_clear and (self._submits or self._aborts):
-            self._is_clear = self._wire.send(self, codec.encode(self._next_frame()))
+        try:
+            while self._is_clear and (self._submits or self._aborts):
+                self._is_clear = self._wire.send(self, codec.encode(self._next_frame()))
+        except Exception as error:
+            self._fail(error)
 
     def sent(self) -> None:
         self._is_clear = True
@@ -251,28 +254,32 @@ class StepClient(Generic[Key]):
     # --- what comes -------------------------------------------------------------------------------------------------
 
     def received(self, message: bytes) -> None:
-        assert self._end is not None
-        if self._end.done():
+        if self._end is None or self._end.done():
             return
         self._last_frame_at = time.monotonic()
+        try:
+            self._take(message)
+        except Exception as error:
+            self._fail(error)
+
+    def ended(self, failure: "CallFailed | None") -> None:
+        what = f"the stream to {self._address} broke: {failure}" if failure else f"{self._address} ended the stream"
+        self._fail(EngineLost(what))
+
+    def _fail(self, error: Exception) -> None:
+        """Whatever it is, whoever awaits `run` shall hear of it, and nobody else."""
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(error)
+
+    def _take(self, message: bytes) -> None:
         try:
             deliveries = self._deliveries(codec.decode(messages.StepFrame, message))
         except (codec.DecodeError, ValueError, TypeError) as error:
             # Tokens are lost with it and nobody knows whose: every stream must learn that it is broken.
             self._count_fault("malformed_frame")
-            self._end.set_exception(EngineLost(f"{self._address} sent a malformed frame: {error}"))
-            return
-        try:
-            if deliveries:
-                self._deliver(deliveries)
-        except Exception as error:  # not this connection's fault: whoever runs it shall hear of it
-            self._end.set_exception(error)
-
-    def ended(self, failure: "CallFailed | None") -> None:
-        assert self._end is not None
-        if not self._end.done():
-            what = f"the stream to {self._address} broke: {failure}" if failure else f"{self._address} ended the stream"
-            self._end.set_exception(EngineLost(what))
+            raise EngineLost(f"{self._address} sent a malformed frame: {error}") from error
+        if deliveries:
+            self._deliver(deliveries)
 
     def _deliveries(self, frame: messages.StepFrame) -> list[Delivery[Key]]:
         """What a frame means for the streams we know; raises ValueError or TypeError when its columns do not fit."""

@@ -324,3 +324,27 @@ def test_a_frame_that_makes_no_sense_breaks_the_connection(run: Run, frame: Step
             assert connection.faults == {"malformed_frame": 1}
 
     run(story())
+
+
+def test_what_goes_wrong_here_is_told_to_whoever_runs_it(run: Run) -> None:
+    def refuse(_deliveries: object) -> None:
+        raise LookupError("nobody takes it")
+
+    async def story() -> None:
+        async with attached() as (connection, engine, server):
+            other = Connection(int(connection.client._address.rpartition(":")[2]))
+            await other.client.connect()
+            running = asyncio.create_task(other.client.run(refuse))
+            other.client.submit(["a"], ask())
+            streams, _ = await engine.submitted.get()
+            server.emit(1, [(streams[0], (5,), None)])
+            with pytest.raises(LookupError, match="nobody takes it"):
+                await running
+            await other.leave()
+
+            connection.client.submit(["b"], ask(priority=1 << 80))
+            assert connection._running is not None
+            with pytest.raises(ValueError, match="priority"):
+                await connection._running
+
+    run(story())
