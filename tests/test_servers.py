@@ -5,7 +5,7 @@ import json
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import BinaryIO
 
 import httpx
@@ -172,12 +172,17 @@ async def http_2(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+async def post(client: httpx.AsyncClient, body: bytes) -> httpx.Response:
+    """httpcore ends a body with a frame of its own, and fails when the answer is over before it has sent that."""
+    while True:
+        with suppress(httpx.LocalProtocolError):
+            return await client.post(PATH, content=body)
+
+
 def test_an_http_2_connection_carries_many_requests_at_once(gateway: Gateway) -> None:
     async def ask() -> list[httpx.Response]:
         async with http_2(gateway) as client:
-            return await asyncio.gather(
-                *(client.post(PATH, content=STREAM_BODY if number % 2 else BODY) for number in range(40))
-            )
+            return await asyncio.gather(*(post(client, STREAM_BODY if number % 2 else BODY) for number in range(40)))
 
     answers = asyncio.run(ask())
     assert [(answer.http_version, answer.status_code) for answer in answers] == [("HTTP/2", 200)] * 40
