@@ -49,7 +49,7 @@ from engine_adapters.http2.frames import (
     without_padding,
 )
 from engine_adapters.http2.status import CallFailed, failure_of
-from engine_adapters.http2.stream import PREFIX, Metadata, Question, Receiver, Sender, Stream
+from engine_adapters.http2.stream import PREFIX, Metadata, Question, Receiver, Sender, Stream, framed
 
 RENEWAL = 1 << 29
 """Received bytes after which a window is made whole again."""
@@ -101,11 +101,10 @@ class Connection(asyncio.Protocol):
         stream = self._calls.get(sender)
         if stream is None:
             return True
-        data = PREFIX.pack(0, len(message)) + message
         if stream.unsent:
-            stream.unsent = memoryview(b"".join((stream.unsent, data)))
+            stream.unsent = memoryview(b"".join((stream.unsent, framed(message))))
         else:
-            stream.unsent = memoryview(data)
+            stream.unsent = memoryview(framed(message))
             if stream.number:
                 self._transport.write(b"".join(self._sendable(stream)))
         return not stream.unsent
@@ -226,8 +225,7 @@ class Connection(asyncio.Protocol):
                 return
             if stream.send_window > 0 and stream in self._blocked:
                 self._transport.write(b"".join(self._sendable(stream)))
-                if stream.sender is not None and not stream.unsent:
-                    stream.sender.sent()
+                stream.tell_if_sent()
 
     def _forget(self, stream: Stream) -> None:
         del self._calls[stream.receiver]
@@ -238,8 +236,7 @@ class Connection(asyncio.Protocol):
             following = next(iter(self._waiting))
             del self._waiting[following]
             self._start(following)
-            if following.sender is not None and not following.unsent:
-                following.sender.sent()
+            following.tell_if_sent()
 
     # --- what comes -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,11 @@ Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
 """Headers of a call's own: ASCII, the names in lower case."""
 
 
+def framed(message: bytes) -> bytes:
+    """A message as it stands in a call, not compressed."""
+    return PREFIX.pack(0, len(message)) + message
+
+
 class Receiver(Protocol):
     """Whoever made a call."""
 
@@ -55,10 +60,15 @@ class Stream:
         self.receiver = receiver
         self.sender: Sender | None = None
         self.send_window = 0
-        self.unsent = memoryview(PREFIX.pack(0, len(message)) + message)
+        self.unsent = memoryview(framed(message))
         self.rest = b""
         self.received = 0
         self.headers: dict[str, str] = {}
+
+    def tell_if_sent(self) -> None:
+        """What had to wait may have gone out."""
+        if self.sender is not None and not self.unsent:
+            self.sender.sent()
 
 
 class Question:
